@@ -1,0 +1,248 @@
+"""All settings of hubfs: one frozen dataclass is the source of flags, environment, config file and docs.
+
+A value is taken from the first of: command line flag, environment variable, `config.toml`, default.
+An empty environment variable counts as not set, as it does for tensorflow_hub.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hubfs.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class LoadFormat(str, enum.Enum):
+    """tensorflow_hub's model load formats."""
+
+    AUTO = "auto"
+    COMPRESSED = "compressed"
+    UNCOMPRESSED = "uncompressed"
+
+
+def _setting(default: Any, help: str, *, env: str = "", unit: str = "", metavar: str = "") -> Any:
+    metadata = {"help": help, "env": env, "unit": unit, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a mount or a command needs to know. Build it with `Settings.load`."""
+
+    hub: str = _setting(
+        "https://tfhub.dev", "the hub whose handles are the top of the mount", metavar="URL"
+    )
+    allow_hosts: tuple[str, ...] = _setting(
+        (), "further hosts that may be asked for models, as `host` or `host:port`", metavar="HOST"
+    )
+    cache_dir: str = _setting(
+        "",
+        "the backing cache, shared with tensorflow_hub; default `<tempdir>/tfhub_modules`",
+        env="TFHUB_CACHE_DIR",
+        metavar="DIR",
+    )
+    load_format: LoadFormat = _setting(
+        LoadFormat.AUTO,
+        "how a model is brought in: the whole archive, or its files as they are asked for",
+        env="TFHUB_MODEL_LOAD_FORMAT",
+    )
+    offline: bool = _setting(False, "never use the network: serve what is cached")
+    verified_only: bool = _setting(
+        False, "let readers wait until a model's archive has arrived and been checked as a whole"
+    )
+    read_timeout: float = _setting(
+        120.0, "how long a reader waits while nothing arrives", unit="seconds"
+    )
+    connect_timeout: float = _setting(10.0, "how long a connection may take to open", unit="seconds")
+    stall_timeout: float = _setting(
+        30.0, "a connection slower than 1 KiB/s for so long is given up and resumed", unit="seconds"
+    )
+    retries: int = _setting(5, "attempts in a row that may fail without any progress")
+    lock_timeout: float = _setting(
+        600.0, "when another machine's download counts as dead if it does not grow", unit="seconds"
+    )
+    max_model_size: int = _setting(
+        200 * 10**9, "the largest model that is accepted, unpacked", unit="bytes", metavar="SIZE"
+    )
+    max_model_files: int = _setting(100_000, "the largest number of files and directories of a model")
+    trust_cache_dir: bool = _setting(
+        False, "use a cache directory that belongs to another user or that everybody may write"
+    )
+    verify_certificates: bool = _setting(
+        True,
+        "check the hub's TLS certificate; the variable is tensorflow_hub's: `true` turns the check off",
+        env="TFHUB_DISABLE_CERT_VALIDATION",
+    )
+    download_progress: bool = _setting(
+        False, "log the progress of downloads; any value turns it on", env="TFHUB_DOWNLOAD_PROGRESS"
+    )
+    allow_other: bool = _setting(False, "let other users of this machine read the mount")
+    log_level: str = _setting("info", "debug, info, warning or error", metavar="LEVEL")
+    log_file: str = _setting(
+        "",
+        "where the mount writes its log; default `$XDG_STATE_HOME/hubfs/<mount point>.log`",
+        metavar="FILE",
+    )
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", self.hub):
+            raise ConfigError(f"hub: {self.hub!r} is not a URL such as https://tfhub.dev")
+        object.__setattr__(self, "hub", self.hub.rstrip("/"))
+        for host in self.allow_hosts:
+            if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host):
+                raise ConfigError(f"allow_hosts: {host!r} is not a host such as example.org or localhost:8080")
+        if re.match(r"[a-z0-9]+://", self.cache_dir):
+            raise ConfigError(
+                f"cache_dir: {self.cache_dir} is a bucket, which hubfs cannot use as a cache yet",
+                hint="give a local directory with --cache-dir",
+            )
+        cache_dir = self.cache_dir or str(Path(tempfile.gettempdir()) / "tfhub_modules")
+        object.__setattr__(self, "cache_dir", str(Path(cache_dir).expanduser().absolute()))
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigError(f"log_level: {self.log_level!r} is not one of debug, info, warning, error")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+                raise ConfigError(f"{field.name}: {value} is not a positive number")
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        config_file: Path | None = None,
+    ) -> Settings:
+        """Settings from flags, environment and config file.
+
+        Args:
+            flags: values given explicitly, by field name; `None` means not given.
+            environ: environment variables; `os.environ` if not given.
+            config_file: TOML file; `~/.config/hubfs/config.toml` if not given. It may be missing.
+
+        Raises:
+            ConfigError: a value, a key or the file itself cannot be understood.
+        """
+        environ = os.environ if environ is None else environ
+        config_file = default_config_file(environ) if config_file is None else config_file
+        values: dict[str, Any] = {}
+        from_file = _read_config(config_file)
+        hints = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            name, kind = field.name, hints[field.name]
+            text = environ.get(env_name(field), "")
+            if flags and flags.get(name) is not None and flags[name] != ():
+                values[name] = _convert(name, kind, flags[name], "command line")
+            elif text:
+                values[name] = _from_environment(field, kind, text)
+            elif name in from_file:
+                values[name] = _convert(name, kind, from_file[name], str(config_file))
+        return cls(**values)
+
+    def to_flags(self) -> dict[str, Any]:
+        """Plain JSON values that `load(flags=…)` turns into the same settings again."""
+        return {
+            field.name: value.value if isinstance(value, LoadFormat) else value
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
+
+    @property
+    def cache_is_temporary(self) -> bool:
+        """Whether the cache is below a directory that is emptied at a reboot."""
+        temporary = {Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")}
+        return any(parent in temporary for parent in Path(self.cache_dir).resolve().parents)
+
+
+def default_config_file(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".config")
+    return Path(base) / "hubfs" / "config.toml"
+
+
+def env_name(field: dataclasses.Field[Any]) -> str:
+    """The environment variable of a setting: tensorflow_hub's own where it has one."""
+    return str(field.metadata["env"]) or f"HUBFS_{field.name.upper()}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500`, `20MB`, `1.5GiB` and the like.
+
+    Raises:
+        ValueError: it is not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
+    if not match:
+        raise ValueError(f"{text!r} is not a size such as 500MB or 20GiB")
+    power = " kmgt".index(match[2].lower() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            found = tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    known = {field.name for field in dataclasses.fields(Settings)}
+    for key in found:
+        if key not in known:
+            raise ConfigError(f"{path}: there is no setting {key!r}", hint=f"there are: {', '.join(sorted(known))}")
+    return found
+
+
+def _from_environment(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:
+    # Two of tensorflow_hub's variables have meanings of their own.
+    if field.name == "verify_certificates":
+        return text != "true"
+    if field.name == "download_progress":
+        return True
+    if kind == tuple[str, ...]:
+        return tuple(part for part in re.split(r"[,\s]+", text) if part)
+    return _convert(field.name, kind, text, f"environment variable {env_name(field)}")
+
+
+def _convert(name: str, kind: Any, value: Any, origin: str) -> Any:
+    try:
+        return _as_kind(kind, value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{name}: {value!r} ({origin}) cannot be used: {error}") from error
+
+
+def _as_kind(kind: Any, value: Any) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        lowered = str(value).lower()
+        if lowered in ("1", "true", "yes", "on"):
+            return True
+        if lowered in ("0", "false", "no", "off"):
+            return False
+        raise ValueError("give true or false")
+    if kind is LoadFormat:
+        try:
+            return LoadFormat(str(getattr(value, "value", value)).lower())
+        except ValueError:
+            raise ValueError("give auto, compressed or uncompressed") from None
+    if kind is int:
+        return parse_size(str(value))
+    if kind is float:
+        return float(value)
+    if kind == tuple[str, ...]:
+        if isinstance(value, str):
+            raise TypeError("give a list")
+        return tuple(str(item) for item in value)
+    return str(value)

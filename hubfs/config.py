@@ -42,9 +42,7 @@ def _setting(default: Any, help: str, *, env: str = "", unit: str = "", metavar:
 class Settings:
     """What a mount or a command needs to know. Build it with `Settings.load`."""
 
-    hub: str = _setting(
-        "https://tfhub.dev", "the hub whose handles are the top of the mount", metavar="URL"
-    )
+    hub: str = _setting("https://tfhub.dev", "the hub whose handles are the top of the mount", metavar="URL")
     allow_hosts: tuple[str, ...] = _setting(
         (), "further hosts that may be asked for models, as `host` or `host:port`", metavar="HOST"
     )
@@ -63,14 +61,15 @@ class Settings:
     verified_only: bool = _setting(
         False, "let readers wait until a model's archive has arrived and been checked as a whole"
     )
-    read_timeout: float = _setting(
-        120.0, "how long a reader waits while nothing arrives", unit="seconds"
-    )
+    read_timeout: float = _setting(120.0, "how long a reader waits while nothing arrives", unit="seconds")
     connect_timeout: float = _setting(10.0, "how long a connection may take to open", unit="seconds")
     stall_timeout: float = _setting(
         30.0, "a connection slower than 1 KiB/s for so long is given up and resumed", unit="seconds"
     )
     retries: int = _setting(5, "attempts in a row that may fail without any progress")
+    retry_delay: float = _setting(
+        0.5, "pause before the first repetition; it doubles with each further one", unit="seconds"
+    )
     lock_timeout: float = _setting(
         600.0, "when another machine's download counts as dead if it does not grow", unit="seconds"
     )
@@ -103,7 +102,9 @@ class Settings:
         object.__setattr__(self, "hub", self.hub.rstrip("/"))
         for host in self.allow_hosts:
             if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host):
-                raise ConfigError(f"allow_hosts: {host!r} is not a host such as example.org or localhost:8080")
+                raise ConfigError(
+                    f"allow_hosts: {host!r} is not a host such as example.org or localhost:8080"
+                )
         if re.match(r"[a-z0-9]+://", self.cache_dir):
             raise ConfigError(
                 f"cache_dir: {self.cache_dir} is a bucket, which hubfs cannot use as a cache yet",
@@ -200,7 +201,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(Settings)}
     for key in found:
         if key not in known:
-            raise ConfigError(f"{path}: there is no setting {key!r}", hint=f"there are: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{path}: there is no setting {key!r}", hint=f"there are: {', '.join(sorted(known))}"
+            )
     return found
 
 

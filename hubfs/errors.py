@@ -12,6 +12,8 @@ import os
 #: Seconds for which a failure is remembered: the next reader gets the same answer without a new request.
 REMEMBER_NOT_FOUND = 60.0
 REMEMBER_FAILURE = 10.0
+#: Long enough that all who wait for an answer get it, and no longer.
+REMEMBER_BRIEFLY = 1.0
 
 
 class HubfsError(Exception):
@@ -54,7 +56,7 @@ class OfflineError(HubfsError):
     """Not cached, and the network is not to be used."""
 
     errno = errno.ENONET
-    remember = 0.0
+    remember = REMEMBER_BRIEFLY
 
 
 class AccessError(HubfsError):
@@ -121,14 +123,14 @@ class InterruptedWait(HubfsError):
     """The reader was signalled while it waited."""
 
     errno = errno.EINTR
-    remember = 0.0
+    remember = REMEMBER_BRIEFLY
 
 
 class StoppedError(HubfsError):
     """The mount is being taken down, or the command was cancelled."""
 
     errno = errno.ENOTCONN
-    remember = 0.0
+    remember = REMEMBER_BRIEFLY
 
 
 class ConfigError(HubfsError):
@@ -141,9 +143,7 @@ class MountError(HubfsError):
     """Mounting or unmounting failed."""
 
 
-def from_status(
-    status: int, handle: str, *, words: str = "", retry_after: float | None = None
-) -> HubfsError:
+def from_status(status: int, handle: str, *, words: str = "", retry_after: float | None = None) -> HubfsError:
     """The error for an HTTP answer that is not a success.
 
     Args:
@@ -177,7 +177,7 @@ def from_status(
 
 def from_os_error(error: OSError, handle: str, doing: str) -> HubfsError:
     """The error for a failed system call on the cache directory while `doing` something for `handle`."""
-    path = f" ({os.fspath(error.filename)})" if isinstance(error.filename, (str, bytes)) else ""
+    path = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, (str, bytes)) else ""
     text = f"{handle}: {doing} failed: {error.strerror}{path}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(text, hint="free some space or choose another directory with --cache-dir")

@@ -1,0 +1,143 @@
+"""Which models the cache directory holds, for listings: names only, read once and kept up to date."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hubfs.cache.layout import Layout, is_present, read_descriptor
+from hubfs.handles import HandleMap
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Names:
+    """The names below one namespace directory, and what of them is a model."""
+
+    children: dict[str, _Names] = field(default_factory=dict)
+    models: int = 0
+
+
+class Index:
+    """Mount path <-> keys of the models on disk.
+
+    A model is listed when its directory is there and not empty; whether it is whole is found out when it
+    is opened. Scanning costs some 30 µs a model and is done again only when the directory changed.
+    """
+
+    def __init__(self, layout: Layout, handles: HandleMap) -> None:
+        self._layout = layout
+        self._handles = handles
+        # Held during a scan: whoever lists meanwhile waits for its end, which is disk work only.
+        self._scan_lock = threading.Lock()
+        self._lock = threading.Lock()  # protects what follows
+        self._scanned: int | None = None
+        self._paths: dict[str, str | None] = {}
+        self._sizes: dict[str, int] = {}
+        self._root = _Names()
+        self._keys: dict[str, list[str]] = {}
+
+    def refresh(self) -> None:
+        """Take notice of what other processes cached or removed."""
+        with self._scan_lock:
+            try:
+                stamp = self._layout.root.stat().st_mtime_ns
+            except FileNotFoundError:
+                stamp = 0
+            if stamp == self._scanned:
+                return
+            present = set(self._layout.keys()) if stamp else set()
+            for key in self._paths.keys() - present:
+                self._remove(key)
+            for key in present - self._paths.keys():
+                if is_present(self._layout.model(key)):
+                    self.add(key, read_descriptor(self._layout.descriptor(key)))
+            self._scanned = stamp
+
+    def add(self, key: str, handle: str | None) -> None:
+        """A model is there now."""
+        path = self._handles.mount_path(handle) if handle else None
+        with self._lock:
+            if key in self._paths:
+                return
+            self._paths[key] = path
+            if path is None or handle is None:
+                return
+            names = self._root
+            names.models += 1
+            for part in path.split("/"):
+                names = names.children.setdefault(part, _Names())
+                names.models += 1
+            self._keys.setdefault(self._handles.handle_of(path), []).append(key)
+
+    def has(self, handle: str) -> bool:
+        """Whether a model was in the cache when it was last scanned."""
+        with self._lock:
+            return handle in self._keys
+
+    def other_keys(self, handle: str, key: str) -> list[str]:
+        """Keys of the same model under other spellings of its handle."""
+        if not is_present(self._layout.model(key)):
+            self.refresh()
+        with self._lock:
+            return [other for other in self._keys.get(handle, ()) if other != key]
+
+    def below(self, parts: tuple[str, ...]) -> list[str]:
+        """Names in a namespace directory that lead to cached models, sorted."""
+        self.refresh()
+        with self._lock:
+            names = self._root
+            for part in parts:
+                if part not in names.children:
+                    return []
+                names = names.children[part]
+            return sorted(names.children)
+
+    def count(self) -> int:
+        """Models in the cache, also those that this mount does not show."""
+        self.refresh()
+        with self._lock:
+            return len(self._paths)
+
+    def size(self) -> int:
+        """Bytes of the models' files, as far as there are manifests of them."""
+        with self._lock:
+            keys = [key for key in self._paths if key not in self._sizes]
+        found = {
+            key: size for key in keys for size in [_manifest_size(self._layout, key)] if size is not None
+        }
+        with self._lock:
+            self._sizes.update(found)
+            return sum(size for key, size in self._sizes.items() if key in self._paths)
+
+    def _remove(self, key: str) -> None:
+        with self._lock:
+            path = self._paths.pop(key)
+            self._sizes.pop(key, None)
+            if path is None:
+                return
+            trail = [self._root]
+            for part in path.split("/"):
+                trail.append(trail[-1].children[part])
+            for names in trail:
+                names.models -= 1
+            for parent, part in zip(trail, path.split("/"), strict=False):
+                if not parent.children[part].models:
+                    del parent.children[part]
+                    break
+            handle = self._handles.handle_of(path)
+            self._keys[handle].remove(key)
+            if not self._keys[handle]:
+                del self._keys[handle]
+
+
+def _manifest_size(layout: Layout, key: str) -> int | None:
+    try:
+        files: Mapping[str, list[int]] = json.loads(layout.manifest(key).read_bytes())["files"]
+        return sum(values[0] for values in files.values())
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None

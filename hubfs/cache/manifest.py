@@ -1,0 +1,205 @@
+"""The files of one version. Immutable once it is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from hubfs.cache.layout import write_atomically
+from hubfs.errors import CacheError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file.
+
+    Attributes:
+        size: bytes.
+        mtime: the publisher's time of modification (or of caching), epoch seconds.
+        crc32: CRC-32 of the content, `None` where it was never computed (a directory that was adopted).
+    """
+
+    size: int
+    mtime: int
+    crc32: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All files and directories of a version, by their path relative to its root.
+
+    Attributes:
+        files: every regular file.
+        directories: every directory but the root, with its time of modification.
+        mtime: that of the root.
+    """
+
+    handle: str
+    files: Mapping[str, FileInfo]
+    directories: Mapping[str, int]
+    mtime: int
+    _children: dict[str, dict[str, bool]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tree: dict[str, dict[str, bool]] = {"": {}}
+        for path in self.directories:
+            tree.setdefault(path, {})
+        for paths, is_dir in ((self.directories, True), (self.files, False)):
+            for path in paths:
+                parent, _, name = path.rpartition("/")
+                tree.setdefault(parent, {})[name] = is_dir
+        self._children.update(tree)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(info.size for info in self.files.values())
+
+    def children(self, directory: str) -> Mapping[str, bool] | None:
+        """Names in a directory and whether each is a directory; `None` if it is not one."""
+        found = self._children.get(directory)
+        return None if found is None else MappingProxyType(found)
+
+    def same_content(self, other: Manifest) -> bool:
+        """Whether both describe the same files, as far as sizes and known checksums tell."""
+        if self.files.keys() != other.files.keys():
+            return False
+        for path, mine in self.files.items():
+            yours = other.files[path]
+            if mine.size != yours.size or (
+                None not in (mine.crc32, yours.crc32) and mine.crc32 != yours.crc32
+            ):
+                return False
+        return True
+
+    def disagreement(self, directory: Path) -> str | None:
+        """What is missing or has another size in `directory`, in words; `None` if all is there."""
+        for path, info in self.files.items():
+            try:
+                status = (directory / path).lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return f"{path} is missing"
+            if status.st_size != info.size:
+                return f"{path} has {status.st_size} bytes instead of {info.size}"
+        for path in self.directories:
+            if not (directory / path).is_dir():
+                return f"{path}/ is missing"
+        return None
+
+    def save(self, path: Path, directory: Path) -> None:
+        """
+        Args:
+            directory: where the files are; it may be renamed afterwards, but not copied.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        text = json.dumps(
+            {
+                "format": _FORMAT,
+                "handle": self.handle,
+                "inode": directory.stat().st_ino,
+                "mtime": self.mtime,
+                "directories": dict(self.directories),
+                "files": {name: [info.size, info.mtime, info.crc32] for name, info in self.files.items()},
+            }
+        )
+        write_atomically(path, text)
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[Manifest, int] | None:
+        """The manifest in a file and the inode of its directory; `None` if there is none that can be used.
+
+        A manifest only ever confirms what is on disk, so one that cannot be read costs no more than
+        walking the directory again.
+        """
+        try:
+            found = json.loads(path.read_text(encoding="utf8"))
+            if found["format"] != _FORMAT:
+                return None
+            files = {name: FileInfo(*values) for name, values in found["files"].items()}
+            manifest = cls(str(found["handle"]), files, dict(found["directories"]), int(found["mtime"]))
+            return manifest, int(found["inode"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def read_or_adopt(directory: Path, manifest_file: Path, handle: str) -> tuple[Manifest, bool]:
+    """The manifest of a version in the cache, and whether it is new (not in `manifest_file`).
+
+    Raises:
+        CacheError: the directory is not a complete version; the message says why.
+        FileNotFoundError: it vanished.
+    """
+    loaded = Manifest.load(manifest_file)
+    if loaded is not None:
+        manifest, inode = loaded
+        problem = manifest.disagreement(directory)
+        if problem is None:
+            return manifest, False
+        # Another directory has taken its place: tensorflow_hub downloaded the handle anew.
+        if directory.stat().st_ino == inode:
+            raise CacheError(f"{handle}: its directory in the cache ({directory}) was damaged: {problem}")
+    return adopt(directory, handle), True
+
+
+def adopt(directory: Path, handle: str) -> Manifest:
+    """The manifest of a directory that tensorflow_hub filled.
+
+    Raises:
+        CacheError: it is empty, has no model in it, or visibly lacks a part of one.
+        FileNotFoundError: it vanished.
+    """
+    files: dict[str, FileInfo] = {}
+    directories: dict[str, int] = {}
+    for folder, folder_names, names in os.walk(directory, onerror=_raise):
+        base = Path(folder).relative_to(directory)
+        for name in folder_names:
+            directories[(base / name).as_posix()] = int((Path(folder) / name).lstat().st_mtime)
+        for name in names:
+            path = Path(folder) / name
+            if path.is_symlink() or not path.is_file():
+                raise CacheError(f"{handle}: {path} is neither a file nor a directory")
+            status = path.lstat()
+            files[(base / name).as_posix()] = FileInfo(status.st_size, int(status.st_mtime))
+    problem = _incomplete(files, directories)
+    if problem:
+        raise CacheError(f"{handle}: its directory in the cache ({directory}) {problem}")
+    return Manifest(handle, files, directories, int(directory.stat().st_mtime))
+
+
+def _incomplete(files: Mapping[str, FileInfo], directories: Mapping[str, int]) -> str | None:
+    """Why these files cannot be a whole model, if that can be seen."""
+    if not files:
+        return "is empty"
+    top = [path for path in files if "/" not in path]
+    known = {"saved_model.pb", "saved_model.pbtxt", "tfhub_module.pb", "model.json"}
+    if not any(name in known or name.endswith((".tflite", ".keras", ".h5", ".safetensors")) for name in top):
+        return "has no model in it"
+    for name in ("saved_model.pb", "variables/variables.index"):
+        if name in files and not files[name].size:
+            return f"has an empty {name}"
+    if "variables" in directories:
+        shards = {path for path in files if path.startswith("variables/variables.data-")}
+        if shards or "variables/variables.index" in files:
+            if "variables/variables.index" not in files or not shards:
+                return "lacks some of its variables"
+            for path in shards:
+                count = re.search(r"-of-(\d+)$", path)
+                if count and int(count[1]) != len(shards):
+                    return f"lacks some of its {int(count[1])} variable files"
+        elif not any(path.startswith("variables/") for path in files):
+            # A saver never leaves the directory empty, cleaners of temporary directories do.
+            return "has lost its variables"
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,309 @@
+"""All entries of one cache directory: finding, listing, adopting, cleaning up."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cachetools import LRUCache
+
+from hubfs.cache.entry import Entry, State
+from hubfs.cache.index import Index
+from hubfs.cache.layout import Layout, LockWatch, is_present, leftovers, locked_keys, read_descriptor, remove
+from hubfs.cache.manifest import Manifest, read_or_adopt
+from hubfs.config import Settings
+from hubfs.errors import CacheError, HubfsError, OfflineError, RefusedError, UnavailableError
+from hubfs.handles import HandleMap, cache_key, version_of
+from hubfs.hubs.archive_url import ArchiveUrl
+from hubfs.hubs.base import Hub, Origin
+from hubfs.hubs.tfhub import TfHub
+from hubfs.net import Net
+
+log = logging.getLogger(__name__)
+
+#: Transfers, and requests that look for a model, that run at the same time.
+CARRIERS: Final = 16
+LOCATORS: Final = 32
+#: Entries kept in memory that are idle. A forgotten one is read from disk again.
+IDLE_ENTRIES: Final = 1024
+#: Failures that status remembers.
+FAILURES: Final = 50
+
+
+@dataclass(frozen=True)
+class Model:
+    """A version in the cache.
+
+    Attributes:
+        handle: `None` if the cache does not say (its descriptor is missing).
+        state: `complete`, `damaged`, `empty`, `transferring`.
+        size: bytes; of what is there.
+        last_used: epoch seconds.
+    """
+
+    handle: str | None
+    key: str
+    path: str
+    state: str
+    version: str | None
+    size: int
+    files: int
+    last_used: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A handle that could not be brought in, for status and extended attributes."""
+
+    handle: str
+    error: HubfsError
+    when: float
+
+
+class Store:
+    """The backing cache. Safe to use from many threads; `close` ends what it started."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.layout = Layout(Path(settings.cache_dir))
+        self.handles = HandleMap(settings.hub, settings.allow_hosts)
+        self.net = Net(settings)
+        self.locators = ThreadPoolExecutor(LOCATORS, "hubfs-locate")
+        self.carriers = ThreadPoolExecutor(CARRIERS, "hubfs-transfer")
+        self.index = Index(self.layout, self.handles)
+        self.closed = False
+        self.started = time.time()
+        self._hubs: list[Hub] = [ArchiveUrl(self.net), TfHub(self.net)]
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # protects the two below
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._first_served: dict[str, Manifest] = {}
+        # Entries report failures while they hold their own lock, hence not the lock above.
+        self._failures_lock = threading.Lock()
+        self._failures: LRUCache[str, Failure] = LRUCache(FAILURES)
+
+    # ---- entries
+
+    def entry(self, handle: str) -> Entry:
+        """The entry of a handle, known to exist or not. Nothing is asked or read."""
+        with self._lock:
+            found = self._entries.get(handle)
+            if found is None:
+                found = self._entries[handle] = Entry(handle, cache_key(handle), self)
+                self._forget_idle()
+            else:
+                self._entries.move_to_end(handle)
+            return found
+
+    def entries(self) -> list[Entry]:
+        """Those that are in memory."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def known_entry(self, handle: str) -> Entry | None:
+        """The entry if it is in memory already."""
+        with self._lock:
+            return self._entries.get(handle)
+
+    def locate(self, handle: str) -> Origin:
+        """Ask the hub where a version is, trying again where that can help.
+
+        Raises:
+            HubfsError: there is none, or no answer.
+        """
+        hub = next((hub for hub in self._hubs if hub.supports(handle)), None)
+        if hub is None:
+            raise RefusedError(f"{handle}: no hub that hubfs knows has such handles")
+        if self.settings.offline:
+            raise OfflineError(
+                f"{handle}: not cached, and hubfs is offline", hint="leave --offline away to download it"
+            )
+        attempt = 0
+        while True:
+            try:
+                return hub.locate(handle)
+            except UnavailableError as error:
+                attempt += 1
+                if attempt > self.settings.retries:
+                    raise
+                log.info("%s; trying again", error)
+                self.net.pause(attempt, error, self._stopping)
+
+    def find_on_disk(self, entry: Entry) -> tuple[Manifest, Path] | None:
+        """The version in the cache directory, if it is there and whole."""
+        for key in (entry.key, *self.index.other_keys(entry.handle, entry.key)):
+            directory = self.layout.model(key)
+            if not is_present(directory):
+                continue
+            try:
+                manifest, is_new = read_or_adopt(directory, self.layout.manifest(key), entry.handle)
+            except FileNotFoundError:
+                continue
+            except CacheError as error:
+                log.warning("%s; it will be fetched again", error)
+                continue
+            if is_new:
+                self._save_manifest(manifest, key, directory)
+            return manifest, directory
+        return None
+
+    def first_served(self, handle: str, manifest: Manifest) -> Manifest:
+        """What an unversioned handle meant when it was first served; `manifest` if that is now."""
+        if version_of(handle) is not None:
+            return manifest
+        with self._lock:
+            return self._first_served.setdefault(handle, manifest)
+
+    def note_published(self, entry: Entry) -> None:
+        self.index.add(entry.key, entry.handle)
+
+    def note_failure(self, handle: str, error: HubfsError) -> None:
+        with self._failures_lock:
+            self._failures[handle] = Failure(handle, error, time.time())
+
+    def note_use(self, key: str) -> None:
+        try:
+            path = self.layout.last_use(key)
+            path.touch()
+            os.utime(path)
+        except OSError as error:
+            log.debug("the last use of %s cannot be noted: %s", key, error)
+
+    def failures(self) -> list[Failure]:
+        """The latest failures, oldest first."""
+        with self._failures_lock:
+            return sorted(self._failures.values(), key=lambda failure: failure.when)
+
+    # ---- the whole
+
+    def clean_up(self) -> None:
+        """Remove what dead owners left behind. Others' running work is not touched."""
+        for key in locked_keys(self.layout):
+            watch = LockWatch(self.layout, key, self.settings.lock_timeout)
+            while watch.owner_is_gone() and not self._stopping.is_set():
+                if watch.is_stale():
+                    log.info("removing the lock and the files of a dead download: %s", key)
+                    watch.break_lock()
+                    break
+                self._stopping.wait(0.2)
+        for path in leftovers(self.layout):
+            log.info("removing a leftover of a dead process: %s", path)
+            remove(path)
+
+    def models(self) -> Iterator[Model]:
+        """Every version in the cache directory, for `hubfs ls`. Sends no request."""
+        locked = set(locked_keys(self.layout))
+        present = self.layout.keys()
+        for key in sorted({*present, *locked}):
+            handle = read_descriptor(self.layout.descriptor(key))
+            if key in present:
+                yield self._model(key, handle)
+            else:
+                yield Model(handle, key, str(self.layout.model(key)), State.TRANSFERRING.value,
+                            version_of(handle or ""), 0, 0, None)  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        """The parts of status.json that are about the cache."""
+        snapshots = [entry.snapshot() for entry in self.entries()]
+        running = [s for s in snapshots if s.state == State.TRANSFERRING.value]
+        return {
+            "cache": {
+                "dir": str(self.layout.root),
+                "size": self.index.size(),
+                "models": self.index.count(),
+                "free": self.space()[1],
+            },
+            "transfers": [
+                {
+                    "handle": s.handle, "state": s.state, "received": s.received, "total": s.total,
+                    "written": s.written, "rate": s.rate, "waiting": s.waiting,
+                }
+                for s in running
+            ],
+            "failures": [
+                {"handle": f.handle, "error": str(f.error), "when": f.when} for f in self.failures()
+            ],
+        }  # fmt: skip
+
+    def space(self) -> tuple[int, int]:
+        """Bytes of the file system that the cache is on: all, and free for this user."""
+        try:
+            usage = shutil.disk_usage(self.layout.root)
+        except FileNotFoundError:
+            return 0, 0
+        return usage.total, usage.free
+
+    def begin_close(self) -> None:
+        """Let go of everybody who waits, and tell transfers to stop."""
+        self.closed = True
+        self._stopping.set()
+        for entry in self.entries():
+            entry.stop()
+
+    def close(self) -> None:
+        """Stop all transfers, remove what they had written, and wait for that."""
+        self.begin_close()
+        self.locators.shutdown(wait=True, cancel_futures=True)
+        self.carriers.shutdown(wait=True, cancel_futures=True)
+        self.net.close()
+
+    # ---- within
+
+    def _forget_idle(self) -> None:
+        if len(self._entries) <= IDLE_ENTRIES:
+            return
+        limit = time.monotonic() - 10
+        idle = [h for h, e in self._entries.items() if e.touched < limit and e.is_idle]
+        for handle in idle[: max(0, len(self._entries) - IDLE_ENTRIES * 3 // 4)]:
+            del self._entries[handle]
+
+    def _save_manifest(self, manifest: Manifest, key: str, directory: Path) -> None:
+        try:
+            manifest.save(self.layout.manifest(key), directory)
+        except OSError as error:
+            # A shared cache that is read-only for us: its models are served all the same.
+            log.debug("the manifest of %s cannot be kept: %s", key, error)
+
+    def _model(self, key: str, handle: str | None) -> Model:
+        directory = self.layout.model(key)
+        version, used = version_of(handle or ""), None
+        with contextlib.suppress(OSError):
+            used = self.layout.last_use(key).stat().st_mtime
+        if not is_present(directory):
+            return Model(handle, key, str(directory), "empty", version, 0, 0, used)
+        try:
+            manifest, _ = read_or_adopt(directory, self.layout.manifest(key), handle or key)
+        except (CacheError, FileNotFoundError):
+            return Model(handle, key, str(directory), "damaged", version, 0, 0, used)
+        return Model(
+            handle,
+            key,
+            str(directory),
+            State.COMPLETE.value,
+            version,
+            manifest.size,
+            len(manifest.files),
+            used,
+        )
+
+
+def prefixed(models: Iterator[Model], prefix: str, hub: str) -> Sequence[Model]:
+    """Those whose handle, or whose path at the default hub, begins with `prefix`."""
+    wanted = prefix.strip("/")
+    return [
+        model
+        for model in models
+        if not wanted
+        or (model.handle or "").startswith(prefix)
+        or (model.handle or "").startswith(f"{hub}/{wanted}")
+    ]

@@ -1,0 +1,214 @@
+"""The one running effort that brings a version in: lock, download, extract, check, publish."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from hubfs.cache.arrival import Arrival
+from hubfs.cache.layout import DownloadLock, LockWatch, is_present, remove, write_descriptor
+from hubfs.cache.manifest import Manifest
+from hubfs.errors import DamagedError, DiskFullError, HostileError, HubfsError, StoppedError, from_os_error
+from hubfs.hubs.base import Origin
+from hubfs.transfer.archive import Limits, extract, sync
+from hubfs.transfer.download import Download, in_background
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hubfs.cache.layout import Layout
+    from hubfs.config import Settings
+    from hubfs.net import Net
+
+log = logging.getLogger(__name__)
+
+#: Times the archive is brought in from zero before a damaged one is believed to be damaged at the hub.
+ATTEMPTS = 2
+#: Seconds between two looks at somebody else's lock.
+LOCK_POLL = 0.2
+
+
+class Outcome(Protocol):
+    """Who is told of a transfer's steps (the entry). Called from the transfer's thread."""
+
+    changed: threading.Condition
+
+    def find_on_disk(self) -> Manifest | None: ...
+
+    def arriving(self, arrival: Arrival) -> None: ...
+
+    def arrived(self, manifest: Manifest, directory: Path) -> None: ...
+
+    def published(self, directory: Path) -> None: ...
+
+    def waiting(self, grown: int) -> None: ...
+
+
+class Transfer:
+    """Brings one version into the cache. `run` is called once, in a thread of its own."""
+
+    def __init__(
+        self, handle: str, key: str, layout: Layout, net: Net, settings: Settings, outcome: Outcome
+    ) -> None:
+        self.handle = handle
+        self._key = key
+        self._layout = layout
+        self._net = net
+        self._settings = settings
+        self._outcome = outcome
+        self._stopped = threading.Event()
+        self._download: Download | None = None
+        self._attempt_over = threading.Event()
+
+    def stop(self) -> None:
+        """Make `run` clean up and end soon."""
+        self._stopped.set()
+        self._end_attempt()
+
+    def run(self, locate: Callable[[], Origin]) -> None:
+        """
+        Raises:
+            HubfsError: nothing was brought in, and nothing of it is left on disk.
+        """
+        try:
+            self._layout.create(self._settings.trust_cache_dir)
+            lock = self._acquire()
+            if lock is None:
+                return
+            try:
+                self._bring_in(lock, locate())
+            finally:
+                lock.release()
+        except OSError as error:
+            raise from_os_error(error, self.handle, "writing to the cache") from error
+
+    def _acquire(self) -> DownloadLock | None:
+        """The lock; `None` if the model turned out to be in the cache."""
+        watch = LockWatch(self._layout, self._key, self._settings.lock_timeout)
+        announced = False
+        while True:
+            manifest = self._outcome.find_on_disk()
+            if manifest is not None:
+                return None
+            lock = DownloadLock(self._layout, self._key)
+            if lock.try_acquire():
+                # Somebody may have finished between the look and the lock.
+                if self._outcome.find_on_disk() is None:
+                    return lock
+                lock.release()
+                return None
+            if not announced:
+                log.info("%s: another process is downloading it; waiting for that", self.handle)
+                announced = True
+            if watch.is_stale():
+                log.warning("%s: its lock was abandoned, taking it over", self.handle)
+                watch.break_lock()
+                continue
+            self._outcome.waiting(watch.size)
+            if self._stopped.wait(LOCK_POLL):
+                raise StoppedError(f"{self.handle}: stopped while another process was downloading it")
+
+    def _bring_in(self, lock: DownloadLock, origin: Origin) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            if self._stopped.is_set():
+                raise StoppedError(f"{self.handle}: the transfer was stopped")
+            lock.tmp.mkdir(mode=0o755)
+            arrival = Arrival(lock.tmp, self._outcome.changed, self._settings.verified_only)
+            self._outcome.arriving(arrival)
+            started = time.monotonic()
+            try:
+                self._receive(origin, arrival, lock.tmp)
+            except HubfsError as error:
+                again = isinstance(error, DamagedError) and not isinstance(error, HostileError)
+                arrival.fail(error)
+                if not again or attempt == ATTEMPTS:
+                    raise
+                log.warning("%s; starting again from zero", error)
+                shutil.rmtree(lock.tmp)
+                continue
+            except OSError as error:
+                failure = from_os_error(error, self.handle, "writing to the cache")
+                arrival.fail(failure)
+                raise failure from error
+            manifest = arrival.manifest(self.handle)
+            self._outcome.arrived(manifest, lock.tmp)
+            self._publish(lock, manifest)
+            log.info(
+                "%s: %d bytes in %d files, %.1f s", self.handle, manifest.size, len(manifest.files),
+                time.monotonic() - started,
+            )  # fmt: skip
+            return
+
+    def _receive(self, origin: Origin, arrival: Arrival, into: Path) -> None:
+        free = shutil.disk_usage(into).free
+        if origin.size is not None and origin.size > free:
+            raise DiskFullError(
+                f"{self.handle}: {origin.size} bytes to download, {free} bytes free in {self._layout.root}",
+                hint="free some space or choose another directory with --cache-dir",
+            )
+        over = self._attempt_over = threading.Event()
+        if self._stopped.is_set():
+            over.set()
+        download = self._download = Download(self._net, origin, self._settings, over, self._progress(arrival))
+        limits = Limits(self._settings.max_model_files, self._settings.max_model_size)
+        chunks = in_background(iter(download), self._end_attempt)
+        try:
+            extract(chunks, into, arrival, limits, name=self.handle)
+            # What is behind the archive's end must arrive as well: the checksum is of the whole.
+            for _ in chunks:
+                pass
+        finally:
+            chunks.close()  # ends the connection's thread
+
+    def _end_attempt(self) -> None:
+        self._attempt_over.set()
+        download = self._download
+        if download is not None:
+            download.abort()
+
+    def _progress(self, arrival: Arrival) -> Callable[[int, int | None], None]:
+        last = time.monotonic()
+
+        def on_bytes(received: int, total: int | None) -> None:
+            nonlocal last
+            arrival.on_bytes(received, total)
+            if self._settings.download_progress and time.monotonic() - last > 5:
+                last = time.monotonic()
+                log.info("%s: %d of %s bytes", self.handle, received, "?" if total is None else total)
+
+        return on_bytes
+
+    def _publish(self, lock: DownloadLock, manifest: Manifest) -> None:
+        """Make the version appear in the cache, whole, by one rename."""
+        model = self._layout.model(self._key)
+        try:
+            sync(lock.tmp)
+            manifest.save(self._layout.manifest(self._key), lock.tmp)
+            write_descriptor(self._layout.descriptor(self._key), self.handle)
+            if not lock.is_ours:
+                # Another process thought us dead and took over: it publishes the same files.
+                raise StoppedError(f"{self.handle}: another process took the download over")
+            if is_present(model):
+                aside = self._layout.outgoing(self._key)
+                model.rename(aside)
+                lock.tmp.rename(model)
+                remove(aside)
+            else:
+                lock.tmp.rename(model)
+            _sync_directory(self._layout.root)
+        except OSError as error:
+            raise from_os_error(error, self.handle, "publishing it in the cache") from error
+        self._outcome.published(model)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,82 @@
+"""What a mount tells about itself: `/.hubfs/status.json` and the `user.hubfs.*` extended attributes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from hubfs.cache.entry import Entry, Wait
+from hubfs.cache.store import Store
+from hubfs.errors import NotFoundError
+
+_STATUS = "status.json"
+
+
+class Control:
+    """Control files and attributes of one mount."""
+
+    def __init__(self, store: Store, about: Callable[[], dict[str, Any]]) -> None:
+        """
+        Args:
+            about: the parts of status.json that are about the mount and its process.
+        """
+        self._store = store
+        self._about = about
+
+    def names(self) -> list[str]:
+        return [_STATUS]
+
+    def open(self, name: str) -> ControlFile:
+        """
+        Raises:
+            NotFoundError: there is no such control file.
+        """
+        if name != _STATUS:
+            raise NotFoundError(f".hubfs/{name}: there is no such control file")
+        text = json.dumps({**self._about(), **self._store.status()}, indent=1) + "\n"
+        return ControlFile(text.encode())
+
+    def attributes_of(self, entry: Entry) -> dict[str, bytes]:
+        """Of a version's directory and all that is in it."""
+        snapshot = entry.snapshot()
+        found = {"handle": snapshot.handle, "key": entry.key, "state": snapshot.state}
+        if snapshot.error is not None:
+            found["error"] = str(snapshot.error)
+        if snapshot.state == "transferring":
+            found["received"] = str(snapshot.received)
+            if snapshot.total is not None:
+                found["total"] = str(snapshot.total)
+        return _encoded(found)
+
+    def attributes_below(self, parts: tuple[str, ...]) -> dict[str, bytes]:
+        """Of a directory above versions: the latest failure below it.
+
+        A version that does not exist or must not be read cannot be asked itself.
+        """
+        prefix = "/".join(parts)
+        for failure in reversed(self._store.failures()):
+            path = self._store.handles.mount_path(failure.handle) or ""
+            if not prefix or path == prefix or path.startswith(prefix + "/"):
+                return _encoded({"error": str(failure.error)})
+        return {}
+
+
+class ControlFile:
+    """A control file's content as it was when the file was opened."""
+
+    keep_cache = False
+    direct = True
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def read(self, size: int, offset: int, wait: Wait) -> bytes:
+        return self._content[offset : offset + size]
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def _encoded(found: dict[str, str]) -> dict[str, bytes]:
+    return {f"user.hubfs.{name}": text.encode("utf8", "surrogateescape") for name, text in found.items()}

@@ -1,0 +1,265 @@
+"""Mount path -> node. Knows nothing of FUSE; tested without a mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Protocol
+
+from hubfs.cache.entry import Entry, Wait
+from hubfs.cache.manifest import FileInfo
+from hubfs.cache.store import Store
+from hubfs.errors import NotFoundError, RefusedError
+from hubfs.fs.control import Control
+from hubfs.handles import MODEL_FILES, Alias, InModel, Namespace
+
+#: Name of the directory of control files at the top of the mount. It is not listed, as tools that copy
+#: or search a mount have no use for it.
+CONTROL = ".hubfs"
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What stat(2) tells of a node.
+
+    Attributes:
+        links: 1 for a directory whose children are not known yet, which tools take as "not counted".
+        stored: bytes that are on disk.
+    """
+
+    inode: int
+    mode: int
+    links: int
+    size: int
+    mtime: float
+    stored: int
+
+
+class Readable(Protocol):
+    """An open file.
+
+    Attributes:
+        keep_cache: pages that the kernel holds of it may stay.
+        direct: the kernel is not to keep pages of it, nor to believe its size.
+    """
+
+    keep_cache: bool
+    direct: bool
+
+    def read(self, size: int, offset: int, wait: Wait) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class InEntry:
+    """A path of an entry's version."""
+
+    entry: Entry
+    inner: str
+
+
+class Tree:
+    """The tree that a mount shows. Every path is absolute, `/` being the mount point."""
+
+    def __init__(self, store: Store, control: Control) -> None:
+        self._store = store
+        self._control = control
+
+    def attributes(self, path: str, wait: Wait) -> Attributes:
+        """
+        Raises:
+            HubfsError: there is no such path, or it could not be found out.
+        """
+        control = _control_name(path)
+        if control is not None:
+            return self._control_attributes(path, control)
+        node, started = self._resolve(path), self._store.started
+        if isinstance(node, Alias):
+            return Attributes(inode(path), stat.S_IFLNK | 0o777, 1, len(node.target), started, 0)
+        if isinstance(node, Namespace):
+            return Attributes(inode(path), stat.S_IFDIR | 0o555, 1, 0, started, 0)
+        if node.inner:
+            info = node.entry.lookup(node.inner, wait)
+        else:
+            node.entry.ensure_exists(wait)
+            info = node.entry.root_info()
+        if isinstance(info, FileInfo):
+            return Attributes(inode(path), stat.S_IFREG | 0o444, 1, info.size, info.mtime, info.size)
+        links = 1 if info.children is None else 2 + info.children
+        return Attributes(inode(path), stat.S_IFDIR | 0o555, links, 0, info.mtime, 0)
+
+    def link_target(self, path: str) -> str:
+        """
+        Raises:
+            OSError: it is not a link.
+        """
+        node = self._resolve(path)
+        if not isinstance(node, Alias):
+            raise _os_error(errno.EINVAL, path)
+        return node.target
+
+    def list(self, path: str, wait: Wait) -> list[tuple[str, int, int]]:
+        """Names in a directory with their file type (as in st_mode) and inode, `.` and `..` included.
+
+        Raises:
+            HubfsError: its content could not be found out.
+            OSError: it is not a directory.
+        """
+        base = path.rstrip("/")
+        rows = [(".", stat.S_IFDIR, inode(path)), ("..", stat.S_IFDIR, inode(base.rpartition("/")[0]))]
+        for name, is_dir in sorted(self._names(path, wait).items()):
+            rows.append((name, stat.S_IFDIR if is_dir else stat.S_IFREG, inode(f"{base}/{name}")))
+        return rows
+
+    def open(self, path: str, wait: Wait) -> Readable:
+        """
+        Raises:
+            HubfsError: there is no such file, or it could not be brought in.
+            OSError: it is a directory.
+        """
+        control = _control_name(path)
+        if control is not None:
+            return self._control.open(control)
+        node = self._resolve(path)
+        if not isinstance(node, InEntry) or not node.inner:
+            raise _os_error(errno.EISDIR, path)
+        return node.entry.open(node.inner, wait)
+
+    def extended_attributes(self, path: str) -> dict[str, bytes]:
+        """The `user.hubfs.*` attributes of a path. Starts nothing."""
+        if _control_name(path) is not None:
+            return {}
+        node = self._resolve(path)
+        if isinstance(node, InEntry):
+            return self._control.attributes_of(node.entry)
+        return self._control.attributes_below(node.parts) if isinstance(node, Namespace) else {}
+
+    def space(self, block: int) -> tuple[int, int, int]:
+        """Blocks of the cache's file system, free ones, and the number of cached models."""
+        total, free = self._store.space()
+        return total // block, free // block, self._store.index.count()
+
+    def close(self) -> None:
+        """End everything that runs."""
+        self._store.close()
+
+    # ---- within
+
+    def _resolve(self, path: str) -> Alias | Namespace | InEntry:
+        """Which node a path is. Sends no request and waits for none.
+
+        Raises:
+            RefusedError: nothing can be there.
+        """
+        parts = tuple(part for part in path.split("/") if part)
+        place: Alias | Namespace | InModel | RefusedError
+        try:
+            place = self._store.handles.place(path)
+        except RefusedError as error:
+            place = error
+        if isinstance(place, Alias):
+            return place
+        for node in self._in_unversioned(parts, surely=isinstance(place, InModel)):
+            return node
+        if isinstance(place, InModel):
+            return InEntry(self._store.entry(place.handle), place.inner)
+        if parts and parts[-1] in MODEL_FILES:
+            # The only names that make hubfs ask for an unversioned handle.
+            above = self._store.handles.place("/".join(parts[:-1]))
+            if isinstance(above, Namespace) and above.handle:
+                return InEntry(self._store.entry(above.handle), parts[-1])
+        if isinstance(place, RefusedError):
+            raise place
+        return place
+
+    def _in_unversioned(self, parts: tuple[str, ...], surely: bool) -> Iterator[InEntry]:
+        """Unversioned models, cached or arriving, that the path may lie in, the nearest first.
+
+        Args:
+            surely: give only those that are known to have the path, since it may be a version as well.
+        """
+        for cut in range(len(parts) - 1, 1, -1):
+            try:
+                place = self._store.handles.place("/".join(parts[:cut]))
+            except RefusedError:
+                continue
+            if not isinstance(place, Namespace) or place.handle is None:
+                continue
+            entry, inner = self._unversioned(place.handle), "/".join(parts[cut:])
+            manifest = entry.peek() if entry else None
+            if entry is None:
+                continue
+            if manifest is not None:
+                if inner in manifest.files or manifest.children(inner) is not None:
+                    yield InEntry(entry, inner)
+            elif not surely and entry.is_under_way():
+                yield InEntry(entry, inner)
+
+    def _unversioned(self, handle: str) -> Entry | None:
+        """The entry of an unversioned handle, if it is in memory or in the cache."""
+        if self._store.index.has(handle):
+            return self._store.entry(handle)
+        return self._store.known_entry(handle)
+
+    def _names(self, path: str, wait: Wait) -> dict[str, bool]:
+        """Names in a directory, and whether each is a directory."""
+        if _control_name(path) is not None:
+            return dict.fromkeys(self._control.names(), False)
+        node = self._resolve(path)
+        if isinstance(node, Alias):
+            raise _os_error(errno.ENOTDIR, path)
+        if isinstance(node, Namespace):
+            return self._namespace_names(node)
+        children = node.entry.manifest(wait).children(node.inner)
+        if children is None:
+            raise _os_error(errno.ENOTDIR, path)
+        return dict(children)
+
+    def _namespace_names(self, place: Namespace) -> dict[str, bool]:
+        names: dict[str, bool] = {}
+        entry = self._unversioned(place.handle) if place.handle else None
+        manifest = entry.peek() if entry else None
+        if manifest is not None:
+            names.update(manifest.children("") or {})
+        names.update(dict.fromkeys(self._store.index.below(place.parts), True))
+        depth = len(place.parts)
+        for running in self._store.entries():
+            if running.is_under_way():
+                mount_path = self._store.handles.mount_path(running.handle) or ""
+                parts = tuple(mount_path.split("/"))
+                if len(parts) > depth and parts[:depth] == place.parts:
+                    names[parts[depth]] = True
+        return names
+
+    def _control_attributes(self, path: str, name: str) -> Attributes:
+        started = self._store.started
+        if not name:
+            return Attributes(inode(path), stat.S_IFDIR | 0o555, 2, 0, started, 0)
+        if name not in self._control.names():
+            raise NotFoundError(f"{path}: there is no such control file")
+        return Attributes(inode(path), stat.S_IFREG | 0o444, 1, 0, time.time(), 0)
+
+
+def inode(path: str) -> int:
+    """A stable inode number: the same path always has the same one, after a remount too."""
+    name = path.rstrip("/").encode("utf8", "surrogateescape")
+    number = int.from_bytes(blake2b(name, digest_size=8).digest(), "big")
+    # 0 means "none" to many tools, 1 is the root's in libfuse, and some tools use signed numbers.
+    return (number >> 1) | 2
+
+
+def _control_name(path: str) -> str | None:
+    """The name below the control directory, empty for itself, `None` if the path is not there."""
+    if path == f"/{CONTROL}":
+        return ""
+    return path[len(CONTROL) + 2 :] if path.startswith(f"/{CONTROL}/") else None
+
+
+def _os_error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)

@@ -1,0 +1,1 @@
+"""Services that host models: one module a protocol."""

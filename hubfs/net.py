@@ -1,0 +1,236 @@
+"""One policy for every HTTP request: deadlines, redirects, retries, proxies, CA, cancelling."""
+
+from __future__ import annotations
+
+import email.utils
+import ipaddress
+import os
+import random
+import re
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from http.cookiejar import DefaultCookiePolicy
+from threading import Event
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from hubfs.errors import (
+    HubfsError,
+    OfflineError,
+    ProtocolError,
+    RefusedError,
+    StoppedError,
+    UnavailableError,
+    from_status,
+)
+from hubfs.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import requests
+
+    from hubfs.config import Settings
+
+MAX_REDIRECTS = 10
+#: Upper bound in seconds for one pause between attempts, whatever `Retry-After` says.
+MAX_PAUSE = 60.0
+_POOL = 32
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class Net:
+    """Sends requests. Safe to use from many threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._session: requests.Session | None = None
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    @contextmanager
+    def get(
+        self, url: str, handle: str, headers: Mapping[str, str] | None = None
+    ) -> Iterator[requests.Response]:
+        """The answer to a GET, redirects followed, its body not yet read.
+
+        Args:
+            url: what to ask for. That its host is allowed was decided before.
+            handle: named in errors.
+            headers: of the request, sent to each hop (hubfs sends no credentials of its own).
+
+        Raises:
+            HubfsError: no answer, or one that is not 200, 206 or 416.
+        """
+        if self._settings.offline:
+            raise OfflineError(
+                f"{handle}: not cached, and hubfs is offline", hint="mount without --offline to download it"
+            )
+        response = self._follow(url, handle, headers or {})
+        try:
+            if response.status_code not in (200, 206, 416):
+                raise from_status(
+                    response.status_code,
+                    handle,
+                    words=_plain_words(response),
+                    retry_after=parse_retry_after(response.headers.get("Retry-After")),
+                )
+            yield response
+        finally:
+            response.close()
+
+    def pause(self, attempt: int, error: HubfsError, cancel: Event) -> None:
+        """Wait before attempt number `attempt` (from 1) after `error`.
+
+        Raises:
+            StoppedError: `cancel` was set meanwhile.
+        """
+        delay = self._settings.retry_delay * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
+        if isinstance(error, UnavailableError) and error.retry_after is not None:
+            delay = max(delay, error.retry_after)
+        if cancel.wait(min(delay, MAX_PAUSE)):
+            raise StoppedError("stopped while waiting to try again")
+
+    def _follow(self, url: str, handle: str, headers: Mapping[str, str]) -> requests.Response:
+        start_is_public = None
+        for _ in range(MAX_REDIRECTS):
+            response = self._send(url, handle, headers)
+            location = response.headers.get("Location")
+            if response.status_code not in _REDIRECTS or not location:
+                return response
+            response.close()
+            target = urljoin(url, location)
+            if start_is_public is None:
+                start_is_public = _is_public(urlsplit(url).hostname)
+            self._check_redirect(url, target, handle, start_is_public)
+            url = target
+        raise ProtocolError(f"{handle}: the hub redirects more than {MAX_REDIRECTS} times")
+
+    def _check_redirect(self, url: str, target: str, handle: str, start_is_public: bool) -> None:
+        old, new = urlsplit(url), urlsplit(target)
+        where = f"{new.scheme}://{new.netloc.rpartition('@')[2]}"
+        if new.scheme not in ("http", "https") or not new.hostname:
+            raise RefusedError(f"{handle}: the hub redirects to {where}, which is not a web address")
+        if old.scheme == "https" and new.scheme == "http":
+            raise RefusedError(
+                f"{handle}: the hub redirects from https to http ({where}), which is not followed"
+            )
+        if start_is_public and not _is_public(new.hostname):
+            raise RefusedError(
+                f"{handle}: a public hub redirects to {where} in a private network, which is not followed"
+            )
+
+    def _send(self, url: str, handle: str, headers: Mapping[str, str]) -> requests.Response:
+        import requests  # here, because its import would take a fifth of the mount's start-up time
+
+        settings = self._settings
+        host = urlsplit(url).netloc
+        try:
+            return self._get_session().get(
+                url,
+                headers=dict(headers),
+                stream=True,
+                allow_redirects=False,
+                timeout=(settings.connect_timeout, settings.stall_timeout),
+                verify=_certificates(settings.verify_certificates),
+            )
+        except requests.exceptions.SSLError as error:
+            raise ProtocolError(
+                f"{handle}: no secure connection to {host}: {_cause(error)}",
+                hint="add the hub's authority with SSL_CERT_FILE or REQUESTS_CA_BUNDLE",
+            ) from error
+        except requests.exceptions.ConnectTimeout as error:
+            raise UnavailableError(
+                f"{handle}: {host} does not answer within {settings.connect_timeout:g} s",
+                hint="is it reachable?",
+            ) from error
+        except requests.exceptions.ReadTimeout as error:
+            raise UnavailableError(
+                f"{handle}: {host} sends no answer for {settings.stall_timeout:g} s", hint="try again later"
+            ) from error
+        except requests.exceptions.ConnectionError as error:
+            raise UnavailableError(
+                f"{handle}: no connection to {host}: {_cause(error)}",
+                hint="check the network, or `hubfs doctor`",
+            ) from error
+        except (requests.exceptions.RequestException, ValueError) as error:
+            raise ProtocolError(f"{handle}: the request to {host} failed: {_cause(error)}") from error
+
+    def _get_session(self) -> requests.Session:
+        if self._session is None:
+            import requests
+            import urllib3
+
+            session = requests.Session()
+            session.headers.update({"User-Agent": f"hubfs/{__version__}", "Accept-Encoding": "identity"})
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+            adapter = requests.adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL)
+            session.mount("http://", adapter)
+            session.mount("https://", adapter)
+            if not self._settings.verify_certificates:
+                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+            # Two threads may both come here first; one session is dropped unused.
+            self._session = session
+        return self._session
+
+
+def _certificates(verify: bool) -> bool | str:
+    """What requests calls `verify`. It does not know OpenSSL's own variables, tensorflow_hub does."""
+    if not verify:
+        return False
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        value = os.environ.get(name)
+        if value and os.path.exists(value):
+            return value
+    return True
+
+
+def _is_public(host: str | None) -> bool:
+    """Whether a host is outside loopback, private and link-local networks, as far as names tell."""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        # It has no address here: a proxy resolves it, or the connection is going to fail.
+        return True
+    return all(ipaddress.ip_address(str(address).partition("%")[0]).is_global for address in found)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a requests error, without its layers of wrapping."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    text = str(reason if reason is not None else error.args[0] if error.args else error)
+    text = re.sub(r"^<?[\w.]+(Connection|Error)?\(.*?\)?:? object at 0x[0-9a-f]+>: ", "", text)
+    text = re.sub(r"^\w+\([^)]*\): ", "", text)
+    return text[:300] or type(error).__name__
+
+
+def _plain_words(response: requests.Response, limit: int = 200) -> str:
+    """The beginning of an error answer as one line of text, for the log."""
+    try:
+        raw = response.raw.read(4096, decode_content=True)
+    except Exception as error:  # noqa: BLE001 - the status tells the failure; this is only its comment
+        return f"(its text could not be read: {type(error).__name__})"
+    text = re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", raw.decode("utf8", "replace"), flags=re.S | re.I)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def parse_retry_after(value: str | None, now: float | None = None) -> float | None:
+    """Seconds of a `Retry-After` header: a number or an HTTP date (RFC 9110 §10.2.3)."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=timezone.utc)
+    reference = datetime.fromtimestamp(time.time() if now is None else now, timezone.utc)
+    return max(0.0, (when - reference).total_seconds())

@@ -1,0 +1,395 @@
+"""What a local hub has to offer: the models below a directory, and their archives.
+
+The tree is `ROOT/<publisher>/<model…>/<version>/…`. An archive is built when it is first asked for and kept
+until the version's files change. Next to it lies a JSON file with its checksums; the rename of that file is
+what publishes the archive, so a crash leaves either the old archive, the new one or none.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+from isal import isal_zlib
+
+from hubfs.errors import ConfigError, HubfsError, NotFoundError, StoppedError, UnavailableError
+
+LOG = logging.getLogger("hubfs.serve")
+
+#: Part of every signature: raise it when the archives are to be made in another way.
+_ARCHIVE_KIND = "1"
+#: Large enough that the calls into isal and hashlib, which release the GIL, outweigh the Python between them.
+_BLOCK = 1 << 20
+#: How often a request that waits for another one's archive looks whether it is there.
+_POLL_SECONDS = 0.05
+#: zlib's window bits for a deflate stream in a gzip frame (whose time stamp isal leaves at zero).
+_GZIP = 31
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model, as found below the root."""
+
+    model: str
+    number: str
+    directory: Path
+
+    @property
+    def handle(self) -> str:
+        """The path that names it at the hub: `google/bert/2`."""
+        return f"{self.model}/{self.number}"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A built archive: what its JSON file says.
+
+    Attributes:
+        signature: of the tree it was made from.
+        file: its name in the archive directory.
+        size: bytes.
+        md5: hex, of the compressed bytes.
+        crc32c: base64 of the big-endian CRC, as `x-goog-hash` has it.
+        modified: when it was built, in whole seconds since the epoch; no two archives of a version share it.
+    """
+
+    signature: str
+    file: str
+    size: int
+    md5: str
+    crc32c: str
+    modified: int
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str  # relative, "/" at the end of a directory's
+    source: Path
+    size: int
+    mtime_ns: int
+
+    @property
+    def is_directory(self) -> bool:
+        return self.name.endswith("/")
+
+
+class Catalog:
+    """The models below `root`. Safe for use by many threads and, on one archive directory, many processes.
+
+    Args:
+        root: the directory of publishers. Directories in it that are symlinks, or whose names begin with
+            a dot, are not looked into.
+        archive_dir: where archives are kept; by default a directory of this root's own in the user's cache.
+
+    Raises:
+        ConfigError: one of the directories cannot be used.
+    """
+
+    def __init__(self, root: Path, archive_dir: Path | None = None) -> None:
+        if not root.is_dir():
+            raise ConfigError(
+                f"{root} is not a directory", hint="give a directory of <publisher>/<model>/<version>/"
+            )
+        self.root = root.resolve()
+        self.archive_dir = (archive_dir or _default_archive_dir(self.root)).absolute()
+        self._closing = threading.Event()
+        _prepare_archive_dir(self.archive_dir)
+
+    def close(self) -> None:
+        """Give up the archives that are being built; their requests end with `StoppedError`."""
+        self._closing.set()
+
+    def models(self) -> list[Version]:
+        """All versions that are served, by model and number."""
+        found = []
+        for path, directories, _ in os.walk(self.root):
+            parts = Path(path).relative_to(self.root).parts
+            numbers = [name for name in directories if len(parts) >= 2 and _is_version(name)]
+            found += [Version("/".join(parts), name, Path(path, name)) for name in numbers]
+            directories[:] = [
+                name for name in directories if name not in numbers and not name.startswith(".")
+            ]
+        served = [version for version in found if _has_a_file(version.directory)]
+        return sorted(served, key=lambda version: (version.model, *_order(version.number)))
+
+    def find(self, handle: str) -> Version:
+        """The version that a handle's path names; without a number at its end, the latest.
+
+        The first number from the third component on is the version, so a model's own name may be a number
+        only directly below its publisher.
+
+        Raises:
+            NotFoundError: there is none, or the path is not one that could name any.
+        """
+        parts = handle.split("/")
+        if any(not part or part.startswith(".") or "\0" in part for part in parts):
+            raise NotFoundError(f"{handle!r} is not the path of a model")
+        if len(parts) < 2:
+            raise NotFoundError(f"{handle}: not a model", hint="ask for <publisher>/<model>/<version>")
+        at = next((i for i, part in enumerate(parts) if i >= 2 and _is_version(part)), len(parts))
+        if at < len(parts) - 1:
+            raise NotFoundError(f"{handle}: files of a version are not served one by one")
+        model = "/".join(parts[:at])
+        directory = self._directory(handle, parts[:at])
+        try:
+            versions = _versions(model, directory)
+        except OSError as error:
+            raise NotFoundError(f"{handle}: cannot be looked into ({error.strerror})") from error
+        if at == len(parts):
+            if not versions:
+                raise NotFoundError(f"{handle}: no version of such a model here")
+            return versions[-1]
+        for version in versions:
+            if version.number == parts[at]:
+                return version
+        raise NotFoundError(f"{handle}: no such version here, or an empty one")
+
+    def open_archive(self, version: Version) -> tuple[Archive, BinaryIO]:
+        """The version's archive, built first if there is none or its files have changed.
+
+        Many callers may ask at once: one builds, the others wait for it.
+
+        Raises:
+            UnavailableError: the files change while they are read.
+            StoppedError: the catalog was closed.
+            HubfsError: the version has what an archive cannot hold, or a file cannot be read or written.
+        """
+        key = hashlib.sha1(os.fsencode(version.handle), usedforsecurity=False).hexdigest()
+        try:
+            members = _members(version)
+            signature = _signature(members)
+            found = self._open(key, signature)
+            if found is None:
+                with self._claim(key):
+                    found = self._open(key, signature) or self._build(version, key, members, signature)
+        except FileNotFoundError as error:
+            raise UnavailableError(f"{version.handle}: its files are changing", retry_after=1.0) from error
+        except OSError as error:
+            raise HubfsError(f"{version.handle}: its archive cannot be made: {error.strerror}") from error
+        return found
+
+    def _directory(self, handle: str, parts: list[str]) -> Path:
+        directory = self.root
+        for part in parts:
+            directory = directory / part
+            try:
+                mode = directory.lstat().st_mode
+            except OSError as error:
+                raise NotFoundError(f"{handle}: no such model here ({error.strerror})") from error
+            if not stat.S_ISDIR(mode):
+                raise NotFoundError(f"{handle}: {part} is not a directory")
+        return directory
+
+    @contextlib.contextmanager
+    def _claim(self, key: str) -> Iterator[None]:
+        _prepare_archive_dir(self.archive_dir)  # a cleaned ~/.cache is no reason to stop serving
+        # flock belongs to the open file, so it keeps threads apart as well as processes; a crash frees it.
+        with (self.archive_dir / f"{key}.lock").open("ab") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if self._closing.wait(_POLL_SECONDS):
+                        raise StoppedError("the hub is being stopped") from None
+            yield
+
+    def _read(self, key: str) -> Archive | None:
+        path = self.archive_dir / f"{key}.json"
+        try:
+            return Archive(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            LOG.warning("%s is damaged, its archive is built again: %s", path, error)
+            return None
+
+    def _open(self, key: str, signature: str) -> tuple[Archive, BinaryIO] | None:
+        archive = self._read(key)
+        if archive is None or archive.signature != signature:
+            return None
+        try:
+            file = (self.archive_dir / archive.file).open("rb")
+        except FileNotFoundError:
+            return None
+        if os.fstat(file.fileno()).st_size != archive.size:
+            file.close()
+            return None
+        return archive, file
+
+    def _build(
+        self, version: Version, key: str, members: list[_Member], signature: str
+    ) -> tuple[Archive, BinaryIO]:
+        started, previous = time.monotonic(), self._read(key)
+        temporary = self.archive_dir / f"{key}.tmp"
+        try:
+            size, md5, crc32c = self._write(version, members, temporary)
+            if _signature(_members(version)) != signature:
+                raise UnavailableError(f"{version.handle}: its files are changing", retry_after=1.0)
+            # The date may stand for the bytes (If-Range), so one second must not see two archives.
+            modified = max(int(time.time()), previous.modified + 1 if previous else 0)
+            archive = Archive(signature, f"{key}.{md5}.tar.gz", size, md5, crc32c, modified)
+            temporary.replace(self.archive_dir / archive.file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        temporary.write_text(json.dumps(dataclasses.asdict(archive), indent=1))
+        temporary.replace(self.archive_dir / f"{key}.json")
+        self._drop_others(key, archive)
+        LOG.info("%s: archive of %d bytes in %.1f s", version.handle, size, time.monotonic() - started)
+        return archive, (self.archive_dir / archive.file).open("rb")
+
+    def _write(self, version: Version, members: list[_Member], path: Path) -> tuple[int, str, str]:
+        compressor = isal_zlib.compressobj(isal_zlib.ISAL_DEFAULT_COMPRESSION, isal_zlib.DEFLATED, _GZIP)
+        md5, crc32c, size = hashlib.md5(usedforsecurity=False), 0, 0
+        with path.open("wb") as out:
+            for block in _tar_blocks(version, members):
+                if self._closing.is_set():
+                    raise StoppedError("the hub is being stopped")
+                packed = compressor.compress(block) if block else compressor.flush()
+                md5.update(packed)
+                crc32c = google_crc32c.extend(crc32c, packed)
+                size += out.write(packed)
+            # Half an archive after a power cut, with the whole one's checksum, would be refused for ever.
+            out.flush()
+            os.fsync(out.fileno())
+        return size, md5.hexdigest(), base64.b64encode(crc32c.to_bytes(4, "big")).decode()
+
+    def _drop_others(self, key: str, archive: Archive) -> None:
+        for path in self.archive_dir.glob(f"{key}.*.tar.gz"):
+            if path.name != archive.file:
+                path.unlink(missing_ok=True)
+
+
+def _default_archive_dir(root: Path) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    key = hashlib.sha1(os.fsencode(root), usedforsecurity=False).hexdigest()[:16]
+    return Path(cache, "hubfs", "serve", key)
+
+
+def _prepare_archive_dir(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be used for archives: {error.strerror}") from error
+    # What lies there is served as the publisher's bytes: nobody else may have put it there.
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
+        raise ConfigError(f"{path} belongs to another user or everybody may write to it")
+
+
+def _is_version(name: str) -> bool:
+    return re.fullmatch("[0-9]+", name) is not None
+
+
+def _order(number: str) -> tuple[int, str]:
+    return int(number), number
+
+
+def _versions(model: str, directory: Path) -> list[Version]:
+    with os.scandir(directory) as entries:
+        found = [
+            Version(model, entry.name, directory / entry.name)
+            for entry in entries
+            if _is_version(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
+    served = [version for version in found if _has_a_file(version.directory)]
+    return sorted(served, key=lambda version: _order(version.number))
+
+
+def _has_a_file(directory: Path) -> bool:
+    paths = (os.path.join(path, name) for path, _, names in os.walk(directory) for name in names)
+    return any(os.path.isfile(path) and not os.path.islink(path) for path in paths)
+
+
+def _members(version: Version) -> list[_Member]:
+    """Everything below the version's directory, sorted so that a directory comes before what is in it."""
+    found, waiting = [], [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(version.directory / below) as entries:
+            for entry in entries:
+                name = below + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    found.append(_Member(f"{name}/", Path(entry.path), 0, 0))
+                    waiting.append(f"{name}/")
+                else:
+                    found.append(_file_member(version, name))
+    return sorted(found, key=lambda member: member.name.split("/"))
+
+
+def _file_member(version: Version, name: str) -> _Member:
+    source = version.directory / name
+    if source.is_symlink():
+        source = Path(os.path.realpath(source))
+        if not source.is_relative_to(version.directory):
+            raise HubfsError(f"{version.handle}: {name} is a symlink that leads out of the model")
+        if not source.exists():
+            raise HubfsError(f"{version.handle}: {name} is a symlink that leads nowhere")
+    status = source.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise HubfsError(
+            f"{version.handle}: {name} is neither a file nor a directory, nor a symlink to a file"
+        )
+    return _Member(name, source, status.st_size, status.st_mtime_ns)
+
+
+def _signature(members: list[_Member]) -> str:
+    digest = hashlib.sha256(_ARCHIVE_KIND.encode())
+    for member in members:
+        digest.update(os.fsencode(f"{member.name}\0{member.size}\0{member.mtime_ns}\0"))
+    return digest.hexdigest()
+
+
+def _tar_blocks(version: Version, members: list[_Member]) -> Iterator[bytes]:
+    """The tar stream in blocks, with an empty one at its end."""
+    # A directory's own time changes when something is put into it and taken out again; the newest file's
+    # is a function of what the signature covers.
+    newest = max((member.mtime_ns for member in members), default=0)
+    written = 0
+    for member in [_Member("", version.directory, 0, 0), *members]:
+        is_directory = member.is_directory or not member.name
+        info = tarfile.TarInfo(f"./{member.name}")
+        info.type = tarfile.DIRTYPE if is_directory else tarfile.REGTYPE
+        info.mode = 0o755 if is_directory else 0o644
+        info.size = member.size
+        info.mtime = max(0, (newest if is_directory else member.mtime_ns) // 10**9)
+        header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        yield header
+        if not is_directory:
+            yield from _file_blocks(version, member)
+        padding = -member.size % tarfile.BLOCKSIZE
+        if padding:
+            yield bytes(padding)
+        written += len(header) + member.size + padding
+    # The end marker is two blocks; tar fills up to a whole record.
+    end = 2 * tarfile.BLOCKSIZE
+    yield bytes(end + -(written + end) % tarfile.RECORDSIZE)
+    yield b""
+
+
+def _file_blocks(version: Version, member: _Member) -> Iterator[bytes]:
+    left = member.size
+    with os.fdopen(os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        while left:
+            block = file.read(min(left, _BLOCK))
+            if not block:
+                raise UnavailableError(f"{version.handle}: its files are changing", retry_after=1.0)
+            yield block
+            left -= len(block)

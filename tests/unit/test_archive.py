@@ -1,0 +1,422 @@
+"""Archives of real writers become the same trees; broken ones become errors, never other trees."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import os
+import random
+import shutil
+import stat
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hubfs.errors import DamagedError, HostileError, HubfsError, TooLargeError
+from hubfs.transfer import archive as archive_module
+from hubfs.transfer.archive import Limits, extract, sync
+
+HANDLE = "https://tfhub.dev/google/model/1"
+LIMITS = Limits(max_files=1000, max_bytes=1 << 30)
+MTIME = 1_500_000_000
+
+#: A small SavedModel with what makes names hard.
+MODEL = {
+    "saved_model.pb": b"pb" * 700,
+    "variables/variables.data-00000-of-00001": random.Random(0).randbytes(5000),
+    "variables/variables.index": b"",
+    "assets/ü 語.txt": b"vocabulary",
+    "assets/" + "n" * 120: b"longer than ustar's name field",
+    "deep/" + "d" * 90 + "/" + "e" * 90 + "/" + "f" * 120: b"longer than 256",
+}
+
+
+@dataclass
+class Recorder:
+    """A sink that checks on every call that the disk is as far as it is told."""
+
+    root: Path
+    events: list[tuple[object, ...]] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def directory(self, path: str, mtime: int) -> None:
+        assert (self.root / path).is_dir()
+        self.events.append(("directory", path, mtime))
+
+    def file_started(self, path: str, size: int, mtime: int) -> None:
+        assert (self.root / path).stat().st_size == 0
+        self.sizes[path] = size
+        self.events.append(("started", path, size, mtime))
+
+    def file_grew(self, path: str, written: int) -> None:
+        assert (self.root / path).stat().st_size == written <= self.sizes[path]
+        self.events.append(("grew", path, written))
+
+    def file_done(self, path: str, crc32: int) -> None:
+        assert zlib.crc32((self.root / path).read_bytes()) == crc32
+        self.events.append(("done", path, crc32))
+
+
+def pieces(data: bytes, step: int) -> Iterator[bytes]:
+    for start in range(0, len(data), step):
+        yield data[start : start + step]
+
+
+def unpack(data: bytes, into: Path, step: int = 1000, limits: Limits = LIMITS) -> Recorder:
+    into.mkdir(mode=0o700)
+    sink = Recorder(into)
+    extract(pieces(data, step), into, sink, limits, name=HANDLE)
+    return sink
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    """Every path below `root`: the content of files, None for directories."""
+    found = {str(path.relative_to(root)): path for path in root.rglob("*")}
+    return {name: None if path.is_dir() else path.read_bytes() for name, path in found.items()}
+
+
+def with_parents(files: dict[str, bytes]) -> dict[str, bytes | None]:
+    parents = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+    return {**dict.fromkeys(parents), **files}
+
+
+def write_model(root: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    for path in (root, *root.rglob("*")):
+        os.utime(path, (MTIME, MTIME))
+
+
+def python_tar(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT, mtime: float = MTIME) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as writer:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), mtime
+            writer.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class TestWriters:
+    """The same tree from every writer, and the publisher's times."""
+
+    def check(self, archive: bytes, tmp_path: Path, files: dict[str, bytes]) -> None:
+        for step in (100, 1 << 20):
+            into = tmp_path / f"out{step}"
+            unpack(gzip.compress(archive), into, step)
+            assert tree(into) == with_parents(files)
+            assert {int(path.stat().st_mtime) for path in (into, *into.rglob("*"))} == {MTIME}
+
+    @pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax", "ustar", "v7"])
+    @pytest.mark.parametrize("what", [".", "*"])
+    def test_gnu_tar(self, tmp_path: Path, form: str, what: str) -> None:
+        files = self.fitting(form)
+        source = tmp_path / "in"
+        write_model(source, files)
+        members = ["."] if what == "." else sorted(os.listdir(source))
+        command = ["tar", "-C", str(source), f"--format={form}", "-cf", "-", *members]
+        archive = subprocess.run(command, check=True, capture_output=True).stdout
+        into = tmp_path / "out"
+        unpack(archive, into)
+        assert tree(into) == with_parents(files)
+        if what == ".":
+            self.check(archive, tmp_path, files)
+
+    @pytest.mark.skipif(not shutil.which("bsdtar"), reason="bsdtar (libarchive-tools) is not installed")
+    @pytest.mark.parametrize("form", ["pax", "gnutar", "ustar", "v7"])
+    def test_bsdtar(self, tmp_path: Path, form: str) -> None:
+        files = self.fitting(form)
+        source = tmp_path / "in"
+        write_model(source, files)
+        command = ["bsdtar", "-C", str(source), "--format", form, "-cf", "-", "."]
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        archive = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+        self.check(archive, tmp_path, files)
+
+    @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    def test_python(self, tmp_path: Path, form: int) -> None:
+        files = self.fitting("ustar" if form == tarfile.USTAR_FORMAT else "pax")
+        source = tmp_path / "in"
+        write_model(source, files)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=form) as writer:
+            writer.add(source, arcname=".")
+        self.check(buffer.getvalue(), tmp_path, files)
+
+    def test_gnu_tar_appended(self, tmp_path: Path) -> None:
+        source, archive = tmp_path / "in", tmp_path / "a.tar"
+        write_model(source, {"d/one": b"1", "d/two": b"2"})
+        for what in ("d/one", "d/two"):
+            command = ["tar", "-C", str(source), "--no-recursion", "-rf", str(archive), ".", "d", what]
+            subprocess.run(command, check=True)
+        self.check(archive.read_bytes(), tmp_path, {"d/one": b"1", "d/two": b"2"})
+
+    @staticmethod
+    def fitting(form: str) -> dict[str, bytes]:
+        """The part of MODEL whose names the format can hold."""
+        longest = {"v7": 99, "ustar": 100}.get(form, 1000)
+        files = {name: data for name, data in MODEL.items() if len(name) < longest}
+        # bsdtar's v7 and ustar refuse names that are not ASCII in some locales; the others cover them.
+        return {name: data for name, data in files.items() if longest == 1000 or name.isascii()}
+
+
+class TestWriting:
+    def test_events_come_in_order(self, tmp_path: Path) -> None:
+        sink = unpack(python_tar({"d/e/f": b"x" * 10, "g": b""}), tmp_path / "out", 1 << 20)
+        crc = zlib.crc32(b"x" * 10)
+        assert [event[:2] for event in sink.events[:2]] == [("directory", "d"), ("directory", "d/e")]
+        assert sink.events[2:] == [
+            ("started", "d/e/f", 10, MTIME),
+            ("grew", "d/e/f", 10),
+            ("done", "d/e/f", crc),
+            ("started", "g", 0, MTIME),
+            ("done", "g", 0),
+        ]
+
+    def test_growth_is_told_every_mebibyte(self, tmp_path: Path) -> None:
+        data = random.Random(1).randbytes(3_500_000)
+        sink = unpack(python_tar({"f": data}), tmp_path / "out", 10 << 20)
+        steps = [event[2] for event in sink.events if event[0] == "grew"]
+        assert steps[-1] == len(data)
+        assert max(after - before for before, after in zip([0, *steps], steps, strict=False)) <= 1 << 20
+
+    def test_short_writes_are_finished(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = os.write
+        monkeypatch.setattr(archive_module.os, "write", lambda fd, data: real(fd, data[:7]))
+        unpack(python_tar({"f": b"0123456789" * 10}), tmp_path / "out")
+        assert (tmp_path / "out/f").read_bytes() == b"0123456789" * 10
+
+    @pytest.mark.parametrize("umask", [0, 0o077])
+    def test_modes_are_fixed(self, tmp_path: Path, umask: int) -> None:
+        before = os.umask(umask)
+        try:
+            unpack(python_tar({"d/f": b""}), tmp_path / "out")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "out/d").stat().st_mode) == 0o755
+        assert stat.S_IMODE((tmp_path / "out/d/f").stat().st_mode) == 0o644
+
+    @pytest.mark.parametrize("mtime", [-5, 0, 4102444800, 1 << 60])
+    def test_odd_times_become_now(self, tmp_path: Path, mtime: int) -> None:
+        sink = unpack(python_tar({"f": b"x"}, mtime=mtime), tmp_path / "out")
+        told = sink.events[0][3]
+        actual = (tmp_path / "out/f").stat().st_mtime
+        assert told == actual
+        assert mtime != told > MTIME
+
+    def test_implied_directories_have_the_told_time(self, tmp_path: Path) -> None:
+        sink = unpack(python_tar({"d/f": b"x"}), tmp_path / "out")
+        assert sink.events[0] == ("directory", "d", int((tmp_path / "out/d").stat().st_mtime))
+
+    def test_a_directory_named_late_keeps_its_time(self, tmp_path: Path) -> None:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as writer:
+            writer.addfile(tarfile.TarInfo("d/f"))
+            for name in ("d", "."):
+                info = tarfile.TarInfo(name)
+                info.type, info.mtime = tarfile.DIRTYPE, MTIME
+                writer.addfile(info)
+        sink = unpack(buffer.getvalue(), tmp_path / "out")
+        assert sink.events[-2:] == [("directory", "d", MTIME), ("directory", "", MTIME)]
+        assert (tmp_path / "out/d").stat().st_mtime == (tmp_path / "out").stat().st_mtime == MTIME
+
+    def test_names_that_are_not_utf8(self, tmp_path: Path) -> None:
+        unpack(python_tar({os.fsdecode(b"caf\xe9"): b"x"}, tarfile.GNU_FORMAT), tmp_path / "out")
+        assert os.listdir(os.fsencode(tmp_path / "out")) == [b"caf\xe9"]
+
+    def test_sync(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        unpack(python_tar(MODEL), tmp_path / "out")
+        synced: list[str] = []
+        monkeypatch.setattr(
+            archive_module.os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        )
+        before = open_descriptors()
+        sync(tmp_path / "out")
+        assert open_descriptors() == before
+        everything = {str(path) for path in (tmp_path / "out").rglob("*")} | {str(tmp_path / "out")}
+        assert sorted(synced) == sorted(everything)
+        for path in everything - {str(tmp_path / "out")}:
+            assert synced.index(path) < synced.index(str(Path(path).parent))
+
+    def test_sync_tells_errors(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(descriptor: int) -> None:
+            raise OSError(errno.EIO, "the disk died")
+
+        unpack(python_tar({"f": b""}), tmp_path / "out")
+        monkeypatch.setattr(archive_module.os, "fsync", broken)
+        before = open_descriptors()
+        with pytest.raises(OSError, match="the disk died"):
+            sync(tmp_path / "out")
+        assert open_descriptors() == before
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
+
+
+class Stop(Exception):
+    pass
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("make", "kind", "said"),
+        [
+            (lambda: python_tar({"../x": b""}), HostileError, r"'\.\.'"),
+            (lambda: python_tar({"f": b"x"})[:600], DamagedError, "truncated"),
+            (lambda: gzip.compress(python_tar({"f": b"x"}))[:-1], DamagedError, "truncated"),
+            (lambda: gzip.compress(bytes(10240)), DamagedError, "holds no files"),
+            (lambda: b"<!doctype html>", DamagedError, "web page"),
+        ],
+    )
+    def test_messages_begin_with_the_handle(
+        self, tmp_path: Path, make: Callable[[], bytes], kind: type[HubfsError], said: str
+    ) -> None:
+        with no_descriptor_left(), pytest.raises(kind, match=said) as caught:
+            unpack(make(), tmp_path / "out")
+        assert type(caught.value) is kind
+        assert str(caught.value).startswith(f"{HANDLE}: ")
+
+    def test_limits(self, tmp_path: Path) -> None:
+        with pytest.raises(TooLargeError, match=HANDLE):
+            unpack(python_tar({"f": b"xx"}), tmp_path / "a", limits=Limits(max_files=9, max_bytes=1))
+        with pytest.raises(TooLargeError, match=HANDLE):
+            unpack(python_tar({"d/f": b"xx"}), tmp_path / "b", limits=Limits(max_files=1, max_bytes=9))
+
+    def test_nothing_is_written_outside(self, tmp_path: Path) -> None:
+        for number, name in enumerate(("../x", "/tmp/x", "a/../../x")):
+            with pytest.raises(HostileError):
+                unpack(python_tar({"good": b"", name: b"evil"}), tmp_path / str(number))
+            assert tree(tmp_path / str(number)) == {"good": b""}
+
+    @pytest.mark.parametrize("error", [DamagedError(f"{HANDLE}: md5 mismatch"), ConnectionError("broke")])
+    def test_errors_of_the_download_go_up_unchanged(self, tmp_path: Path, error: Exception) -> None:
+        def chunks() -> Iterator[bytes]:
+            yield python_tar({"f": b"x" * 5000})[:2000]
+            raise error
+
+        (tmp_path / "out").mkdir()
+        with no_descriptor_left(), pytest.raises(type(error)) as caught:
+            extract(chunks(), tmp_path / "out", Recorder(tmp_path / "out"), LIMITS, name=HANDLE)
+        assert caught.value is error
+
+    @pytest.mark.parametrize("method", ["directory", "file_started", "file_grew", "file_done"])
+    def test_errors_of_the_sink_end_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        def stop(*_: object) -> None:
+            raise Stop
+
+        monkeypatch.setattr(Recorder, method, stop)
+        with no_descriptor_left(), pytest.raises(Stop):
+            unpack(python_tar(MODEL), tmp_path / "out")
+
+    def test_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(descriptor: int, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(archive_module.os, "write", full)
+        with no_descriptor_left(), pytest.raises(OSError, match="No space") as caught:
+            unpack(python_tar(MODEL), tmp_path / "out")
+        assert caught.value.errno == errno.ENOSPC
+
+    def test_it_does_not_overwrite(self, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/f").symlink_to(tmp_path / "victim")
+        with no_descriptor_left(), pytest.raises(FileExistsError):
+            extract(
+                [python_tar({"f": b"x"})], tmp_path / "out", Recorder(tmp_path / "out"), LIMITS, name=HANDLE
+            )
+        assert not (tmp_path / "victim").exists()
+
+
+SMALL = {"saved_model.pb": b"graph" * 30, "variables/variables.index": b"index", "empty": b""}
+
+
+def outcome(data: bytes, into: Path, step: int) -> dict[str, bytes | None] | None:
+    """What `data` extracts to; None if it is refused."""
+    into.mkdir()
+    try:
+        extract(pieces(data, step), into, Recorder(into), LIMITS, name=HANDLE)
+        return tree(into)
+    except (DamagedError, TooLargeError):
+        return None
+    finally:
+        shutil.rmtree(into)
+
+
+@pytest.mark.parametrize("step", [1 << 20, 61])
+def test_every_cut_of_a_gzip_archive_is_noticed(tmp_path: Path, step: int) -> None:
+    whole = gzip.compress(python_tar(SMALL), mtime=0)
+    assert outcome(whole, tmp_path / "out", step) == with_parents(SMALL)
+    for size in range(len(whole)):
+        assert outcome(whole[:size], tmp_path / "out", step) is None
+
+
+def test_every_cut_of_a_plain_archive_is_noticed(tmp_path: Path) -> None:
+    whole = python_tar(SMALL)
+    # The last member is an empty file: its header, padded to a block, and one zero block must be there.
+    needed = len(whole.rstrip(b"\0"))
+    needed += -needed % 512 + 512
+    for size in range(0, needed, 7):
+        assert outcome(whole[:size], tmp_path / "out", 1 << 20) is None
+    for size in (needed, needed + 1, needed + 512, len(whole)):
+        assert outcome(whole[:size], tmp_path / "out", 1 << 20) == with_parents(SMALL)
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+def test_no_flipped_bit_makes_another_tree(tmp_path: Path, level: int) -> None:
+    whole = gzip.compress(python_tar(SMALL), level, mtime=0)
+    expected = with_parents(SMALL)
+    bits = range(len(whole) * 8)
+    for bit in bits if len(bits) < 3000 else random.Random(level).sample(bits, 3000):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert outcome(bytes(damaged), tmp_path / "out", 997) in (None, expected)
+
+
+_NAME = st.text(st.sampled_from("abcü語 -._"), min_size=1, max_size=150).filter(lambda name: name.strip("."))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    model=st.dictionaries(
+        st.lists(_NAME.filter(lambda name: len(name.encode()) < 256), min_size=1, max_size=3).map("/".join),
+        st.binary(max_size=3000),
+        min_size=1,
+        max_size=5,
+    ),
+    form=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    compressed=st.booleans(),
+    step=st.integers(1, 4000),
+)
+def test_any_tree(
+    tmp_path_factory: pytest.TempPathFactory, model: dict[str, bytes], form: int, compressed: bool, step: int
+) -> None:
+    files = {
+        name: data for name, data in model.items() if name not in with_parents(model) or data is not None
+    }
+    parents = {str(parent) for name in files for parent in Path(name).parents}
+    files = {name: data for name, data in files.items() if name not in parents}
+    archive = python_tar(files, form)
+    into = tmp_path_factory.mktemp("any") / "out"
+    unpack(gzip.compress(archive) if compressed else archive, into, step)
+    assert tree(into) == with_parents(files)

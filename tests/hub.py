@@ -213,6 +213,11 @@ class FaultHub:
         end = time.monotonic() + longest
         while not event.is_set() and not self.closing.wait(0.01) and time.monotonic() < end:
             pass
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self.closing.is_set():
+            raise ConnectionAbortedError("the hub is closed")
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -304,7 +309,8 @@ class _Handler(BaseHTTPRequestHandler):
         if answer.hold is not None:
             self.hub._wait(answer.hold)
         self.hub.closing.wait(self.hub.latency)
-        if answer.drop or self.hub.closing.is_set():
+        self.hub._check_open()
+        if answer.drop:
             self.close_connection = True
         elif answer.plain is not None:
             status, body, headers = answer.plain
@@ -355,8 +361,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(request, data, chunked=answer.chunked)
                 sent += len(data)
                 late = started + sent / rate - time.monotonic() if rate else 0.0
-                if self.hub.closing.wait(max(answer.interval, late)):
-                    raise ConnectionAbortedError("the hub is closed")
+                self.hub.closing.wait(max(answer.interval, late))
+                self.hub._check_open()
             if answer.stall is not None and number == 0:
                 self.hub._wait(answer.stall[1])
         if answer.stop_after is not None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import typer
 
-from hubfs.cli import doctor, models, mount, serving
+from hubfs.cli import doctor, models, mount, options, serving
 from hubfs.cli.output import print_error
 from hubfs.errors import ConfigError, HubfsError
 from hubfs.version import __version__
@@ -51,7 +51,7 @@ app = typer.Typer(
     # Plain help: it is quick, and reads the same in a terminal, a pipe and a bug report.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": options.HELP_OPTIONS, "max_content_width": 100},
 )
 
 
@@ -81,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what was typed after `hubfs`; that of this process if not given.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = given[: given.index("--")] if "--" in given else given
-    debug = "--debug" in options
+    flags = given[: given.index("--")] if "--" in given else given
+    debug = "--debug" in flags
     if debug:
         given.remove("--debug")
-        _log_everything()
-    if options[:1] == ["--version"]:
+    _set_up_log(debug)
+    if flags[:1] == ["--version"]:
         print(f"hubfs {__version__}")
         return DONE
     try:
@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     command: Any = typer.main.get_command(app)
+    options.keep_as_typed(command)
     try:
         result = command.main(args=arguments, prog_name="hubfs", standalone_mode=False)
     except typer.Abort:
@@ -126,6 +127,10 @@ def _report(error: Exception) -> int:
         # The reader, such as `head`, has what it wanted. Python must not try to flush again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    if isinstance(error, OSError):
+        # Not a bug but the machine, such as a full disk behind stdout.
+        print_error(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return FAILED
     print_error(f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)")
     return FAILED
 
@@ -142,7 +147,11 @@ def _stopped(code: int = INTERRUPTED) -> int:
     return code
 
 
-def _log_everything() -> None:
+def _set_up_log(debug: bool) -> None:
     import logging
 
-    logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    if debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    elif not (log := logging.getLogger("hubfs")).handlers:
+        # Else Python prints the warnings of those who set up no log, and a failure would be told twice.
+        log.addHandler(logging.NullHandler())

@@ -161,7 +161,6 @@ def _progress() -> Iterator[Callable[[TransferStatus], None]]:
         TaskID,
         TextColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
 
     columns = (
@@ -169,7 +168,7 @@ def _progress() -> Iterator[Callable[[TransferStatus], None]]:
         TextColumn("{task.fields[state]}", style="dim"),
         BarColumn(bar_width=24),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[rate]}", justify="right"),
         TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
@@ -179,9 +178,15 @@ def _progress() -> Iterator[Callable[[TransferStatus], None]]:
         def show(status: TransferStatus) -> None:
             with lock:
                 if status.handle not in tasks:
-                    tasks[status.handle] = progress.add_task("", handle=status.handle, state="", total=None)
+                    tasks[status.handle] = progress.add_task(
+                        "", handle=status.handle, state="", rate="", total=None
+                    )
             progress.update(
-                tasks[status.handle], completed=status.received, total=status.total, state=status.state
+                tasks[status.handle],
+                completed=status.received,
+                total=status.total,
+                state=status.state,
+                rate=f"{size(status.rate)}/s" if status.rate else "",
             )
 
         yield show

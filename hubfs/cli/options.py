@@ -29,6 +29,9 @@ _ONLY_FOR_MOUNTS = ("verified_only", "download_progress", "allow_other", "log_le
 TRANSFER = tuple(name for name in ALL if name not in _ONLY_FOR_MOUNTS)
 
 
+#: What asks for help, of the whole and of each command.
+HELP_OPTIONS = ["-h", "--help"]
+
 _KINDS = get_type_hints(Settings)
 
 
@@ -70,6 +73,28 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
             hint="auto and compressed work: both bring the archive",
         )
     return settings
+
+
+def keep_as_typed(group: Any) -> None:
+    """Let the commands of a typer group get what was typed, as it is.
+
+    They take only text and switches, yet recent versions of typer also put text through pydantic, and
+    its import takes as long as all else that `hubfs mount` does before there is a daemon. An older or
+    newer typer that works otherwise is left alone.
+    """
+    for command in (group, *group.commands.values()):
+        # The parameters as the command will see them: with its help option, which it makes on demand.
+        for parameter in command.get_params(typer.Context(command, help_option_names=HELP_OPTIONS)):
+            if hasattr(parameter, "_runtime_param"):
+                parameter._runtime_param = _AsTyped()
+
+
+class _AsTyped:
+    """Stands where typer has a converter."""
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        several = param.multiple or param.nargs == -1
+        return () if several and value is None else value
 
 
 def option_name(field: dataclasses.Field[Any]) -> str:

@@ -125,7 +125,7 @@ class Catalog:
             directories[:] = [
                 name for name in directories if name not in numbers and not name.startswith(".")
             ]
-        served = [version for version in found if _has_a_file(version.directory)]
+        served = [version for version in found if _is_served(version.directory)]
         return sorted(served, key=lambda version: (version.model, *_order(version.number)))
 
     def find(self, handle: str) -> Version:
@@ -199,8 +199,9 @@ class Catalog:
     @contextlib.contextmanager
     def _claim(self, key: str) -> Iterator[None]:
         _prepare_archive_dir(self.archive_dir)  # a cleaned ~/.cache is no reason to stop serving
-        # flock belongs to the open file, so it keeps threads apart as well as processes; a crash frees it.
-        with (self.archive_dir / f"{key}.lock").open("ab") as lock:
+        # flock belongs to the open file: it keeps threads apart as well as processes, and a crash frees it.
+        # The file stays, since removing it would let two in; its name is not that of tensorflow_hub's locks.
+        with (self.archive_dir / f"{key}.claim").open("ab") as lock:
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -303,19 +304,15 @@ def _order(number: str) -> tuple[int, str]:
 
 
 def _versions(model: str, directory: Path) -> list[Version]:
-    with os.scandir(directory) as entries:
-        found = [
-            Version(model, entry.name, directory / entry.name)
-            for entry in entries
-            if _is_version(entry.name) and entry.is_dir(follow_symlinks=False)
-        ]
-    served = [version for version in found if _has_a_file(version.directory)]
+    found = [Version(model, name, directory / name) for name in os.listdir(directory) if _is_version(name)]
+    served = [version for version in found if _is_served(version.directory)]
     return sorted(served, key=lambda version: _order(version.number))
 
 
-def _has_a_file(directory: Path) -> bool:
+def _is_served(directory: Path) -> bool:
+    """Whether it is a directory itself, not a link to one, with at least one file in it."""
     paths = (os.path.join(path, name) for path, _, names in os.walk(directory) for name in names)
-    return any(os.path.isfile(path) and not os.path.islink(path) for path in paths)
+    return not directory.is_symlink() and any(os.path.isfile(p) and not os.path.islink(p) for p in paths)
 
 
 def _members(version: Version) -> list[_Member]:

@@ -46,7 +46,7 @@ class RequestRecord:
     Attributes:
         method: `GET`, `HEAD`, or whatever was refused.
         path: the request target, with its query.
-        status: of the answer.
+        status: of the answer; 0 if the hub was stopped before there was one.
         bytes_sent: of the body; fewer than announced if the client went away.
         range: the `Range` header, if there was one.
     """

@@ -43,7 +43,7 @@ _FILE_TYPES = (b"0", b"\0", b"7")
 _SPARSE_KEYS = (b"GNU.sparse.", b"SCHILY.realsize", b"SUN.holesdata")
 _CHARSETS = (b"ISO-IR 10646 2000 UTF-8", b"BINARY")
 
-_OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
+_OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_SIZE = re.compile(rb"-?[0-9]{1,20}")
 _PAX_TIME = re.compile(rb"(-?[0-9]{1,20})(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?")
 
@@ -234,10 +234,13 @@ class _Extended:
             raise HostileError(f"the archive has an extended header of {header.size} bytes: {what}")
         if header.kind in self._seen:
             raise DamagedError(f"the archive has two extended headers of one kind for one member: {what}")
-        body = stream.read(header.size)
-        if len(body) < header.size:
+        padded = stream.read(header.size + -header.size % BLOCK)
+        if len(padded) % BLOCK or len(padded) < header.size:
             raise DamagedError(f"the archive is truncated in an extended header: {what}")
-        stream.skip(-header.size % BLOCK, "an extended header")
+        body, padding = padded[: header.size], padded[header.size :]
+        if any(padding):
+            # tarfile reads on into the padding: records there would mean one thing here, another there.
+            raise HostileError(f"the archive hides bytes behind an extended header: {what}")
         if header.kind == b"g":
             self._read_global(body)
             return

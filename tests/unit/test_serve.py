@@ -384,6 +384,27 @@ def test_stop_ends_idle_connections_and_all_threads(
     assert capfd.readouterr().err == ""
 
 
+def test_stop_ends_a_download_that_stands_still(root: Path, tmp_path: Path) -> None:
+    write_tree({"saved_model.pb": os.urandom(30 << 20)}, root / "big/model/1")
+    before = threading.active_count()
+    hub = LocalHub(root, archive_dir=tmp_path / "archives")
+    hub.start()
+    with requests.get(f"{hub.url}/big/model/1{COMPRESSED}", stream=True, timeout=20) as answer:
+        hub.stop()
+        assert threading.active_count() == before
+        with pytest.raises((requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+            assert answer.content
+
+
+def test_too_many_connections_are_refused(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hubfs.serve.server._MAX_CONNECTIONS", 1)
+    with requests.Session() as session:
+        assert session.get(hub.url, timeout=20).status_code == 200
+        busy = get(hub, "/")
+        assert (busy.status_code, busy.headers["Retry-After"]) == (503, "1")
+        assert session.get(hub.url, timeout=20).status_code == 200, "the open one goes on"
+
+
 def test_closed_catalog_builds_nothing(root: Path, tmp_path: Path) -> None:
     catalog = Catalog(root, tmp_path / "archives")
     catalog.close()

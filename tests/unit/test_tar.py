@@ -265,6 +265,10 @@ HOSTILE = {
     "big pax": raw_pax(BIG) + file(b"x"),
     "big global pax": raw_pax(BIG, b"g") + file(b"x"),
     "big long name": gnu_long(BIG) + file(b"x"),
+    "record hidden behind pax": raw_pax(record(b"path", b"x"))[:-500]
+    + record(b"path", b"y").ljust(500)
+    + file(b"z"),
+    "bytes hidden behind a long name": gnu_long(b"x")[:-1] + b"y" + file(b"z"),
     "endless pax": header(b"x", b"x", base256(1 << 60)),
     "negative size": header(b"f", size=base256(-512)),
     "negative pax size": pax({b"size": b"-512"}) + header(b"f"),
@@ -300,6 +304,7 @@ DAMAGED = {
     "underscore in size": header(b"a", size=b"0000000_004\0") + END,
     "sign in size": header(b"a", size=b"-0000000004\0") + END,
     "bytes after size": header(b"a", size=b"0000\0000004\0"[:11] + b"9") + END,
+    "NUL before size": header(b"a", size=b"\x0000000000004") + padded(b"data") + END,
     "bad time": header(b"a", mtime=b"99999999999\0") + END,
     "no name": file(b"") + END,
     "pax without member": file(b"a") + pax({b"path": b"x"}) + END,

@@ -158,7 +158,7 @@ def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
 def _pull_one(
     store: Store, text: str, stop: threading.Event, on_progress: Callable[[TransferStatus], None] | None
 ) -> Pulled:
-    from hubfs.cache.entry import Wait
+    from hubfs.cache.state import Wait
 
     report = on_progress or (lambda status: None)
     cached = False

@@ -23,7 +23,11 @@ pytest_plugins = ["tests.leaks"]
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test, and nothing of a test reaches the machine."""
     for name in list(os.environ):
-        if name.startswith(("HUBFS_", "TFHUB_")) or name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+        if name.startswith(("HUBFS_", "TFHUB_")) or name.lower() in (
+            "http_proxy",
+            "https_proxy",
+            "all_proxy",
+        ):
             monkeypatch.delenv(name)
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         directory = tmp_path / "home" / name.lower()

@@ -62,7 +62,8 @@ class Index:
         """A model is there now."""
         path = self._handles.mount_path(handle) if handle else None
         with self._lock:
-            if key in self._paths:
+            # A key without a path was found without its descriptor; its handle is told now.
+            if self._paths.get(key) is not None:
                 return
             self._paths[key] = path
             if path is None or handle is None:

@@ -17,9 +17,25 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class FileInfo:
-    """One file.
+class Info:
+    """A file or directory of a version."""
 
+
+@dataclass(frozen=True)
+class DirectoryInfo(Info):
+    """
+    Attributes:
+        mtime: epoch seconds.
+        subdirectories: their number; `None` while they are not all known.
+    """
+
+    mtime: int
+    subdirectories: int | None
+
+
+@dataclass(frozen=True)
+class FileInfo(Info):
+    """
     Attributes:
         size: bytes.
         mtime: the publisher's time of modification (or of caching), epoch seconds.
@@ -66,6 +82,11 @@ class Manifest:
         """Names in a directory and whether each is a directory; `None` if it is not one."""
         found = self._children.get(directory)
         return None if found is None else MappingProxyType(found)
+
+    def directory(self, path: str) -> DirectoryInfo:
+        """One of its directories; the root is the empty path."""
+        mtime = self.directories[path] if path else self.mtime
+        return DirectoryInfo(mtime, sum(self._children[path].values()))
 
     def same_content(self, other: Manifest) -> bool:
         """Whether both describe the same files, as far as sizes and known checksums tell."""

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 from cachetools import LRUCache
 
-from hubfs.cache.entry import Entry, State
+from hubfs.cache.entry import Entry
 from hubfs.cache.index import Index
 from hubfs.cache.layout import Layout, LockWatch, is_present, leftovers, locked_keys, read_descriptor, remove
 from hubfs.cache.manifest import Manifest, read_or_adopt
+from hubfs.cache.state import EntryState, State
 from hubfs.config import Settings
 from hubfs.errors import CacheError, HubfsError, OfflineError, RefusedError, UnavailableError
 from hubfs.handles import HandleMap, cache_key, version_of
@@ -88,8 +89,9 @@ class Store:
         self._lock = threading.Lock()  # protects the two below
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._first_served: dict[str, Manifest] = {}
-        # Entries report failures while they hold their own lock, hence not the lock above.
-        self._failures_lock = threading.Lock()
+        # Entries report while they hold their own lock, hence not the lock above. Protects the two below.
+        self._reports_lock = threading.Lock()
+        self._running: dict[str, EntryState] = {}
         self._failures: LRUCache[str, Failure] = LRUCache(FAILURES)
 
     # ---- entries
@@ -139,7 +141,7 @@ class Store:
                 log.info("%s; trying again", error)
                 self.net.pause(attempt, error, self._stopping)
 
-    def find_on_disk(self, entry: Entry) -> tuple[Manifest, Path] | None:
+    def find_on_disk(self, entry: EntryState) -> tuple[Manifest, Path] | None:
         """The version in the cache directory, if it is there and whole."""
         for key in (entry.key, *self.index.other_keys(entry.handle, entry.key)):
             directory = self.layout.model(key)
@@ -164,11 +166,21 @@ class Store:
         with self._lock:
             return self._first_served.setdefault(handle, manifest)
 
-    def note_published(self, entry: Entry) -> None:
-        self.index.add(entry.key, entry.handle)
+    def note_running(self, entry: EntryState, runs: bool) -> None:
+        """An entry's transfer begins or ends."""
+        with self._reports_lock:
+            if runs:
+                self._running[entry.handle] = entry
+            else:
+                self._running.pop(entry.handle, None)
+
+    def running(self) -> list[EntryState]:
+        """Entries whose bytes are on their way."""
+        with self._reports_lock:
+            return list(self._running.values())
 
     def note_failure(self, handle: str, error: HubfsError) -> None:
-        with self._failures_lock:
+        with self._reports_lock:
             self._failures[handle] = Failure(handle, error, time.time())
 
     def note_use(self, key: str) -> None:
@@ -181,7 +193,7 @@ class Store:
 
     def failures(self) -> list[Failure]:
         """The latest failures, oldest first."""
-        with self._failures_lock:
+        with self._reports_lock:
             return sorted(self._failures.values(), key=lambda failure: failure.when)
 
     # ---- the whole
@@ -214,8 +226,7 @@ class Store:
 
     def status(self) -> dict[str, Any]:
         """The parts of status.json that are about the cache."""
-        snapshots = [entry.snapshot() for entry in self.entries()]
-        running = [s for s in snapshots if s.state == State.TRANSFERRING.value]
+        running = [entry.snapshot() for entry in self.running()]
         return {
             "cache": {
                 "dir": str(self.layout.root),

@@ -60,7 +60,7 @@ def _global_options(
     debug: bool = typer.Option(False, "--debug", help="show the traceback of a failure, and debug messages"),
     version: bool = typer.Option(False, "--version", help="print the version and exit"),
 ) -> None:
-    # main() takes both from wherever they were typed; they are here for the help.
+    # For the help only: main() sees to both before typer does.
     pass
 
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if debug:
         given.remove("--debug")
     _set_up_log(debug)
-    if flags[:1] == ["--version"]:
+    if given[:1] == ["--version"]:
         print(f"hubfs {__version__}")
         return DONE
     try:

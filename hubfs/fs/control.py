@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from hubfs.cache.entry import Entry, Wait
+from hubfs.cache.state import EntryState, Wait
 from hubfs.cache.store import Store
 from hubfs.errors import NotFoundError
 
@@ -37,7 +37,7 @@ class Control:
         text = json.dumps({**self._about(), **self._store.status()}, indent=1) + "\n"
         return ControlFile(text.encode())
 
-    def attributes_of(self, entry: Entry) -> dict[str, bytes]:
+    def attributes_of(self, entry: EntryState) -> dict[str, bytes]:
         """Of a version's directory and all that is in it."""
         snapshot = entry.snapshot()
         found = {"handle": snapshot.handle, "key": entry.key, "state": snapshot.state}

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
 import mfusepy
 
-from hubfs.cache.entry import Wait
+from hubfs.cache.state import Wait
 from hubfs.errors import HubfsError
 from hubfs.fs.signals import pending_signal
 from hubfs.fs.tree import Readable, Tree

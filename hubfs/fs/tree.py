@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
-from hubfs.cache.entry import Entry, Wait
-from hubfs.cache.manifest import FileInfo
+from hubfs.cache.entry import Entry
+from hubfs.cache.manifest import DirectoryInfo, FileInfo, Info
+from hubfs.cache.state import Wait
 from hubfs.cache.store import Store
 from hubfs.errors import NotFoundError, RefusedError
 from hubfs.fs.control import Control
@@ -84,6 +85,7 @@ class Tree:
             return Attributes(inode(path), stat.S_IFLNK | 0o777, 1, len(node.target), started, 0)
         if isinstance(node, Namespace):
             return Attributes(inode(path), stat.S_IFDIR | 0o555, 1, 0, started, 0)
+        info: Info
         if node.inner:
             info = node.entry.lookup(node.inner, wait)
         else:
@@ -91,7 +93,8 @@ class Tree:
             info = node.entry.root_info()
         if isinstance(info, FileInfo):
             return Attributes(inode(path), stat.S_IFREG | 0o444, 1, info.size, info.mtime, info.size)
-        links = 1 if info.children is None else 2 + info.children
+        assert isinstance(info, DirectoryInfo)
+        links = 1 if info.subdirectories is None else 2 + info.subdirectories
         return Attributes(inode(path), stat.S_IFDIR | 0o555, links, 0, info.mtime, 0)
 
     def link_target(self, path: str) -> str:
@@ -229,12 +232,11 @@ class Tree:
             names.update(manifest.children("") or {})
         names.update(dict.fromkeys(self._store.index.below(place.parts), True))
         depth = len(place.parts)
-        for running in self._store.entries():
-            if running.is_under_way():
-                mount_path = self._store.handles.mount_path(running.handle) or ""
-                parts = tuple(mount_path.split("/"))
-                if len(parts) > depth and parts[:depth] == place.parts:
-                    names[parts[depth]] = True
+        for running in self._store.running():
+            mount_path = self._store.handles.mount_path(running.handle) or ""
+            parts = tuple(mount_path.split("/"))
+            if len(parts) > depth and parts[:depth] == place.parts:
+                names[parts[depth]] = True
         return names
 
     def _control_attributes(self, path: str, name: str) -> Attributes:

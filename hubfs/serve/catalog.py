@@ -199,17 +199,16 @@ class Catalog:
     @contextlib.contextmanager
     def _claim(self, key: str) -> Iterator[None]:
         _prepare_archive_dir(self.archive_dir)  # a cleaned ~/.cache is no reason to stop serving
-        # flock belongs to the open file: it keeps threads apart as well as processes, and a crash frees it.
-        # The file stays, since removing it would let two in; its name is not that of tensorflow_hub's locks.
-        with (self.archive_dir / f"{key}.claim").open("ab") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if self._closing.wait(_POLL_SECONDS):
-                        raise StoppedError("the hub is being stopped") from None
-            yield
+        path = self.archive_dir / f"{key}.lock"
+        while not _locked(lock := path.open("ab"), path):
+            lock.close()
+            if self._closing.wait(_POLL_SECONDS):
+                raise StoppedError("the hub is being stopped")
+        with lock:
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def _read(self, key: str) -> Archive | None:
         path = self.archive_dir / f"{key}.json"
@@ -293,6 +292,16 @@ def _prepare_archive_dir(path: Path) -> None:
     # What lies there is served as the publisher's bytes: nobody else may have put it there.
     if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
         raise ConfigError(f"{path} belongs to another user or everybody may write to it")
+
+
+def _locked(lock: BinaryIO, path: Path) -> bool:
+    # flock belongs to the open file: it keeps threads apart as well as processes, and a crash frees it.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last owner may have removed it meanwhile, and then another one is the lock.
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def _is_version(name: str) -> bool:

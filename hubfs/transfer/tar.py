@@ -39,6 +39,8 @@ _REFUSED = {
     b"6": "a fifo",
     b"S": "a sparse file",
 }
+#: POSIX, GNU and v7. Only the first has a name prefix.
+_MAGICS = (b"ustar\0", b"ustar ", bytes(6))
 _FILE_TYPES = (b"0", b"\0", b"7")
 _SPARSE_KEYS = (b"GNU.sparse.", b"SCHILY.realsize", b"SUN.holesdata")
 _CHARSETS = (b"ISO-IR 10646 2000 UTF-8", b"BINARY")
@@ -196,7 +198,10 @@ def _decode(block: bytes) -> _Header:
     # Some old writers summed up signed characters.
     if stored != sum(rest) and stored != sum(rest) - 256 * sum(byte >> 7 for byte in rest):
         raise DamagedError(f"the archive has a header with a wrong checksum, or is not a tar: {show(name)}")
-    if block[257:263] == b"ustar\0":
+    magic = block[257:263]
+    if magic not in _MAGICS:
+        raise DamagedError(f"the archive has a header of an unknown tar format: {show(name)}")
+    if magic == b"ustar\0":
         prefix = block[345:500].split(b"\0", 1)[0]
         name = prefix + b"/" + name if prefix else name
     return _Header(

@@ -37,12 +37,14 @@ class _Errors(logging.Handler):
         self.lines.append(f"{record.name}: {record.getMessage()}")
 
 
-def hubfs_processes() -> set[int]:
-    """Processes that run a hubfs daemon."""
+def hubfs_processes(world: Path) -> set[int]:
+    """Daemons that were started by the test whose directory is `world` (its environment names it)."""
     found = set()
     for directory in Path("/proc").glob("[0-9]*"):
         try:
-            if b"hubfs.daemon" in (directory / "cmdline").read_bytes():
+            if b"hubfs.daemon" not in (directory / "cmdline").read_bytes():
+                continue
+            if str(world).encode() in (directory / "environ").read_bytes():
                 found.add(int(directory.name))
         except OSError:
             continue
@@ -60,24 +62,20 @@ def _settled(look: object, before: set[object], seconds: float = 5.0) -> set[obj
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    before_mounts = set(mounts.find())
+def no_leaks(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     before_threads = set(threading.enumerate())
-    before_processes = hubfs_processes()
     errors = _Errors()
     logging.getLogger("hubfs").addHandler(errors)
     yield
     logging.getLogger("hubfs").removeHandler(errors)
-    problems = [f"mount left: {path}" for path in set(mounts.find()) - before_mounts]
-    problems += [f"process left: {pid}" for pid in _settled(hubfs_processes, set(before_processes))]
+    problems = [f"mount left: {path}" for path in mounts.find() if tmp_path in path.parents]
+    problems += [f"process left: {pid}" for pid in _settled(lambda: hubfs_processes(tmp_path), set())]
     problems += [f"thread left: {t}" for t in _settled(threading.enumerate, set(before_threads))]
     expected = [mark.args[0] for mark in request.node.iter_markers("logs")]
     allowed = [mark.args[0] for mark in request.node.iter_markers("leaves")]
     lines = list(errors.lines)
-    tmp_path = request.node.funcargs.get("tmp_path")
-    if tmp_path is not None:
-        lines += [line for path in tmp_path.rglob("*.log") for line in _error_lines(path)]
-        problems += [f"left in a cache: {p}" for p in _leftovers(tmp_path, allowed)]
+    lines += [line for path in tmp_path.rglob("*.log") for line in _error_lines(path)]
+    problems += [f"left in a cache: {p}" for p in _leftovers(tmp_path, allowed)]
     problems += [f"unexpected error: {x}" for x in lines if not any(re.search(e, x) for e in expected)]
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)

@@ -16,8 +16,11 @@ from hubfs.errors import DamagedError, TooLargeError
 from hubfs.transfer.inflate import inflate
 from hubfs.transfer.tar import Member, members
 
-#: Bytes of one write: large enough that the system call costs nothing, small enough that a reader that
-#: waits for the end of it does not wait long and that the data is still in the CPU's cache.
+#: Bytes that are inflated at a time, and then checksummed and written while still in the CPU's cache:
+#: 1 MiB was 6 to 15 % slower.
+_INFLATED = 256 << 10
+
+#: Bytes of one write at most, for a plain tar that comes in larger pieces: a waiting reader is told after each.
 _WRITE = 1 << 20
 
 #: 2100-01-01. A later time, like one before 1970, is a writer's mistake.
@@ -83,7 +86,7 @@ def extract(chunks: Iterable[bytes], into: Path, sink: Sink, limits: Limits, *, 
     """
     try:
         with _Writer(into, sink) as writer:
-            plain = inflate(chunks)
+            plain = inflate(chunks, chunk_size=_INFLATED)
             for member, data in members(plain, max_files=limits.max_files, max_bytes=limits.max_bytes):
                 if member.is_dir:
                     writer.directory(member)

@@ -137,6 +137,7 @@ class TestHelp:
         from hubfs.version import __version__
 
         assert run("--version") == (0, f"hubfs {__version__}\n", "")
+        assert run("--debug", "--version") == (0, f"hubfs {__version__}\n", "")
 
     def test_as_a_module(self):
         done = subprocess.run([sys.executable, "-m", "hubfs", "--help"], capture_output=True, text=True)
@@ -376,7 +377,8 @@ class TestMount:
             "hubfs: fuse: device not found\n  next: modprobe fuse\n",
         )
 
-    def test_unmount_what_is_not_mounted(self, run, tmp_path):
+    def test_unmount_what_is_not_mounted(self, run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)  # and back: the command leaves the directory
         code, out, err = run("unmount", str(tmp_path))
         assert (code, out) == (1, "")
         assert err.startswith(f"hubfs: {tmp_path}: not a mount of hubfs")
@@ -557,6 +559,8 @@ class TestPull:
 
 
 class TestServe:
+    # The archive directory keeps the files that its flocks are on.
+    @pytest.mark.leaves("*.lock")
     def test_serves_until_told_to_stop(self, tmp_path):
         for number in range(1, 24):
             version = tmp_path / "models/google/demo" / str(number)

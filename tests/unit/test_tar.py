@@ -305,6 +305,7 @@ DAMAGED = {
     "sign in size": header(b"a", size=b"-0000000004\0") + END,
     "bytes after size": header(b"a", size=b"0000\0000004\0"[:11] + b"9") + END,
     "NUL before size": header(b"a", size=b"\x0000000000004") + padded(b"data") + END,
+    "unknown magic": file(b"a", magic=b"ustar1") + END,
     "bad time": header(b"a", mtime=b"99999999999\0") + END,
     "no name": file(b"") + END,
     "pax without member": file(b"a") + pax({b"path": b"x"}) + END,

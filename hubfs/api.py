@@ -116,8 +116,10 @@ def pull(
         one result a handle, in their order. Failures are in the results, not raised.
     """
     from hubfs.cache.store import Store
+    from hubfs.daemon import check
 
     settings = _settings(settings, overrides)
+    check(settings)
     named = {urlsplit(handle).netloc for handle in handles if handle.startswith(("http://", "https://"))}
     settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *sorted(named - {""})))
     store = Store(settings)
@@ -145,14 +147,9 @@ def models(settings: Settings | None = None, prefix: str = "") -> list[Model]:
 
 
 def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
-    from hubfs.daemon import check
-
     if settings is None:
-        settings = Settings.load(overrides)
-    elif overrides:
-        settings = dataclasses.replace(settings, **overrides)
-    check(settings)
-    return settings
+        return Settings.load(overrides)
+    return dataclasses.replace(settings, **overrides)
 
 
 def _pull_one(

@@ -145,11 +145,11 @@ class Settings:
             name, kind = field.name, hints[field.name]
             text = environ.get(env_name(field), "")
             if flags and flags.get(name) is not None and flags[name] != ():
-                values[name] = _convert(name, kind, flags[name], "command line")
+                values[name] = _convert(field, kind, flags[name], "command line")
             elif text:
                 values[name] = _from_environment(field, kind, text)
             elif name in from_file:
-                values[name] = _convert(name, kind, from_file[name], str(config_file))
+                values[name] = _convert(field, kind, from_file[name], str(config_file))
         return cls(**values)
 
     def to_flags(self) -> dict[str, Any]:
@@ -215,17 +215,19 @@ def _from_environment(field: dataclasses.Field[Any], kind: Any, text: str) -> An
         return True
     if kind == tuple[str, ...]:
         return tuple(part for part in re.split(r"[,\s]+", text) if part)
-    return _convert(field.name, kind, text, f"environment variable {env_name(field)}")
+    return _convert(field, kind, text, f"environment variable {env_name(field)}")
 
 
-def _convert(name: str, kind: Any, value: Any, origin: str) -> Any:
+def _convert(field: dataclasses.Field[Any], kind: Any, value: Any, origin: str) -> Any:
     try:
-        return _as_kind(kind, value)
+        return _as_kind(kind, value, field.metadata["unit"])
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{name}: {value!r} ({origin}) cannot be used: {error}") from error
+        raise ConfigError(f"{field.name}: {value!r} ({origin}) cannot be used: {error}") from error
 
 
-def _as_kind(kind: Any, value: Any) -> Any:
+def _as_kind(kind: Any, value: Any, unit: str) -> Any:
+    if unit == "bytes":
+        return parse_size(str(value))
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -241,7 +243,7 @@ def _as_kind(kind: Any, value: Any) -> Any:
         except ValueError:
             raise ValueError("give auto, compressed or uncompressed") from None
     if kind is int:
-        return parse_size(str(value))
+        return int(value)
     if kind is float:
         return float(value)
     if kind == tuple[str, ...]:

@@ -134,8 +134,8 @@ def check(settings: Settings) -> None:
     """
     if settings.load_format is LoadFormat.UNCOMPRESSED:
         raise ConfigError(
-            "load_format: uncompressed (reading files without the archive) is not there yet",
-            hint="use auto or compressed, which bring the archive in",
+            "load_format: uncompressed is not there yet",
+            hint="auto and compressed work: both bring the archive",
         )
 
 

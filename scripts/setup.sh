@@ -10,7 +10,7 @@
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=${HUBFS_VENV:-$checkout/.venv}
+venv=$(realpath -m "${HUBFS_VENV:-$checkout/.venv}")
 
 step() { printf '==> %s\n' "$*"; }
 

@@ -115,7 +115,6 @@ class Entry(EntryState):
             if not isinstance(info, FileInfo):
                 raise CacheError(f"{self.handle}: {inner} is a directory")
             with self.changed:
-                generation = self._generation
                 arrival = None if self._manifest else self._arrival
                 directory = arrival.directory_path if arrival else self._directory
             if directory is None:
@@ -132,7 +131,7 @@ class Entry(EntryState):
                 os.close(descriptor)
                 self._recheck(directory)
                 continue
-            return self._opened_file(inner, descriptor, info, arrival, generation)
+            return self._opened_file(inner, descriptor, info, arrival)
         raise CacheError(
             f"{self.handle}: {inner} vanishes from the cache again and again", hint="is it being cleaned?"
         )
@@ -158,18 +157,15 @@ class Entry(EntryState):
             self._manifest = self._directory = None
         self._look_on_disk()
 
-    def _opened_file(
-        self, inner: str, descriptor: int, info: FileInfo, arrival: Arrival | None, generation: int
-    ) -> OpenFile:
+    def _opened_file(self, inner: str, descriptor: int, info: FileInfo, arrival: Arrival | None) -> OpenFile:
         with self.changed:
             self._opened += 1
-            keep = self._last_generation.get(inner) == generation
-            self._last_generation[inner] = generation
+            tainted = inner in self._tainted
         now = time.monotonic()
         if now - self._used > USE_INTERVAL or not self._used:
             self._used = now
             self._store.note_use(self.key)
-        return OpenFile(self, inner, descriptor, info.size, arrival, keep)
+        return OpenFile(self, inner, descriptor, info.size, arrival, direct=tainted)
 
     def note_closed(self) -> None:
         """One of the files that `open` gave was closed."""
@@ -202,18 +198,20 @@ class OpenFile:
 
     Attributes:
         size: bytes; known from the start.
-        keep_cache: pages that the kernel holds of it are of this very content.
+        keep_cache: always, since a version never changes. To drop pages at an open instead would make it
+            wait, deaf to signals, for reads of others that are waiting for bytes.
+        direct: the kernel may hold bytes of a failed attempt and is not to be asked.
     """
 
-    direct = False
+    keep_cache = True
 
     def __init__(
-        self, entry: Entry, inner: str, descriptor: int, size: int, arrival: Arrival | None, keep_cache: bool
+        self, entry: Entry, inner: str, descriptor: int, size: int, arrival: Arrival | None, direct: bool
     ) -> None:
         self.entry = entry
         self.inner = inner
         self.size = size
-        self.keep_cache = keep_cache
+        self.direct = direct
         self._lock = threading.Lock()  # protects the two below while they are exchanged
         self._descriptor = descriptor
         self._arrival = arrival

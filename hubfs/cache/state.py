@@ -95,8 +95,8 @@ class EntryState:
         self._grown_elsewhere = 0
         self._waiting = 0
         self._opened = 0
-        self._generation = 0
-        self._last_generation: dict[str, int] = {}
+        #: Files of which somebody was given bytes by an attempt that failed: the kernel may hold such bytes.
+        self._tainted: set[str] = set()
         self._used = 0.0
         self.touched = time.monotonic()
 
@@ -124,14 +124,13 @@ class EntryState:
                 state = State.FAILED
             else:
                 state = State.LOCATED if self._origin else State.ABSENT
-            running = arrival if state is State.TRANSFERRING else None
             return Snapshot(
                 self.handle,
                 state.value,
-                running.received if running else 0,
-                running.total if running else None,
-                running.written if running else 0,
-                running.rate() if running else 0.0,
+                arrival.received if arrival else 0,
+                arrival.total if arrival else None,
+                arrival.written if arrival else 0,
+                arrival.rate() if arrival else 0.0,
                 self._waiting,
                 failed,
             )
@@ -140,7 +139,7 @@ class EntryState:
     def is_idle(self) -> bool:
         """Whether the entry may be forgotten: nothing runs, waits or is open."""
         with self.changed:
-            busy = self._transfer is not None or self._locating or self._waiting or self._opened
+            busy = self._transfer or self._locating or self._waiting or self._opened or self._tainted
             return not busy and time.monotonic() >= self._error_until
 
     def stop(self) -> None:
@@ -166,8 +165,8 @@ class EntryState:
 
     def arriving(self, arrival: Arrival) -> None:
         with self.changed:
+            self._retire_arrival()
             self._arrival = arrival
-            self._generation += 1
             self._moved()
 
     def arrived(self, manifest: Manifest, directory: Path) -> None:
@@ -290,8 +289,15 @@ class EntryState:
             self._moved()
 
     def _end_transfer(self) -> None:
+        self._retire_arrival()
         self._transfer = self._arrival = None
         self._store.note_running(self, False)
+
+    def _retire_arrival(self) -> None:
+        """Remember which files the attempt before this one has spoilt in the kernel's page cache."""
+        arrival = self._arrival
+        if arrival is not None and arrival.error is not None:
+            self._tainted.update(path for path, file in arrival.files.items() if file.delivered)
 
     def _known_origin(self) -> Origin:
         with self.changed:

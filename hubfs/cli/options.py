@@ -15,7 +15,6 @@ from typing import Any, get_type_hints
 import typer
 
 from hubfs.config import LoadFormat, Settings, env_name
-from hubfs.errors import ConfigError
 
 #: The settings that say which handles there are and where they are cached.
 CACHE = ("hub", "allow_hosts", "cache_dir", "trust_cache_dir")
@@ -64,15 +63,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: a value cannot be used, or asks for something that hubfs cannot do yet.
     """
-    settings = Settings.load(
+    return Settings.load(
         {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
     )
-    if "load_format" in flags and settings.load_format is LoadFormat.UNCOMPRESSED:
-        raise ConfigError(
-            "load_format: uncompressed is not there yet",
-            hint="auto and compressed work: both bring the archive",
-        )
-    return settings
 
 
 def keep_as_typed(group: Any) -> None:

@@ -136,7 +136,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         with self._lock:
             self._open[number] = file
         fi.fh = number
-        fi.keep_cache = file.keep_cache
+        fi.keep_cache = file.keep_cache and not file.direct
         fi.direct_io = file.direct
         return 0
 

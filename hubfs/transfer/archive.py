@@ -20,7 +20,7 @@ from hubfs.transfer.tar import Member, members
 #: 1 MiB was 6 to 15 % slower.
 _INFLATED = 256 << 10
 
-#: Bytes of one write at most, for a plain tar that comes in larger pieces: a waiting reader is told after each.
+#: Bytes of one write at most, for a plain tar that comes in larger pieces: readers are told after each.
 _WRITE = 1 << 20
 
 #: 2100-01-01. A later time, like one before 1970, is a writer's mistake.

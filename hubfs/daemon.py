@@ -278,7 +278,14 @@ def _logging(settings: Settings) -> Iterator[None]:
         path = Path(settings.log_file)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1)
+            handler = logging.handlers.RotatingFileHandler(
+                # Names in archives need not be UTF-8.
+                path,
+                maxBytes=_LOG_BYTES,
+                backupCount=1,
+                encoding="utf8",
+                errors="backslashreplace",
+            )
         except OSError as error:
             raise ConfigError(f"log_file: {path} cannot be written: {error.strerror}") from error
     else:

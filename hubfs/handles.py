@@ -182,6 +182,12 @@ class HandleMap:
             return handle[len(self.hub) + 1 :]
         return handle.replace("://", ":/", 1)
 
+    def handle_at(self, mount_path: str) -> str:
+        """The handle whose mount path this is, as `mount_path` gave it."""
+        place = self.place(mount_path)
+        assert isinstance(place, (InModel, Namespace)) and place.handle
+        return place.handle
+
     def handle_of(self, text: str) -> str:
         """The handle that a user means on the command line: a URL, or a path at the default hub.
 
@@ -199,9 +205,7 @@ class HandleMap:
                 f"{text}: this is not a model's handle",
                 hint="give <publisher>/<model>/<version>, a URL of that form, or the URL of a .tar.gz",
             )
-        place = self.place(path)
-        assert isinstance(place, (InModel, Namespace)) and place.handle
-        return place.handle
+        return self.handle_at(path)
 
     def _below(self, base: str, rest: tuple[str, ...], parts: tuple[str, ...]) -> Place:
         """The place of `rest` at the hub `base`; `parts` is the whole mount path."""

@@ -62,6 +62,7 @@ class Entry(EntryState):
             if file is not None:
                 return FileInfo(file.size, file.mtime)
             if inner in arrival.directories:
+                self._shown_early.add(inner)
                 return DirectoryInfo(arrival.directories[inner], None)
             return None
 
@@ -72,6 +73,7 @@ class Entry(EntryState):
         with self.changed:
             if self._manifest is not None:
                 return self._manifest.directory("")
+            self._shown_early.add("")
         return DirectoryInfo(int(self._store.started), None)
 
     def manifest(self, wait: Wait) -> Manifest:

@@ -73,7 +73,7 @@ class Index:
             for part in path.split("/"):
                 names = names.children.setdefault(part, _Names())
                 names.models += 1
-            self._keys.setdefault(self._handles.handle_of(path), []).append(key)
+            self._keys.setdefault(self._handles.handle_at(path), []).append(key)
 
     def has(self, handle: str) -> bool:
         """Whether a model was in the cache when it was last scanned."""
@@ -130,7 +130,7 @@ class Index:
                 if not parent.children[part].models:
                     del parent.children[part]
                     break
-            handle = self._handles.handle_of(path)
+            handle = self._handles.handle_at(path)
             self._keys[handle].remove(key)
             if not self._keys[handle]:
                 del self._keys[handle]

@@ -95,6 +95,8 @@ class EntryState:
         self._grown_elsewhere = 0
         self._waiting = 0
         self._opened = 0
+        #: Directories of which attributes were given before all was known of them.
+        self._shown_early: set[str] = set()
         #: Files of which somebody was given bytes by an attempt that failed: the kernel may hold such bytes.
         self._tainted: set[str] = set()
         self._used = 0.0
@@ -158,8 +160,7 @@ class EntryState:
             return None
         manifest, directory = found
         self._check_unchanged(manifest)
-        with self.changed:
-            self._set_complete(manifest, directory)
+        self._become_complete(manifest, directory)
         self._store.index.add(directory.name, self.handle)
         return manifest
 
@@ -171,10 +172,7 @@ class EntryState:
 
     def arrived(self, manifest: Manifest, directory: Path) -> None:
         self._check_unchanged(manifest)
-        with self.changed:
-            if self._arrival is not None:
-                self._arrival.verified = True
-            self._set_complete(manifest, directory)
+        self._become_complete(manifest, directory)
 
     def published(self, directory: Path) -> None:
         with self.changed:
@@ -317,9 +315,15 @@ class EntryState:
             self._store.note_failure(self.handle, error)
         self._moved()
 
-    def _set_complete(self, manifest: Manifest, directory: Path) -> None:
-        self._manifest, self._directory, self._error = manifest, directory, None
-        self._moved()
+    def _become_complete(self, manifest: Manifest, directory: Path) -> None:
+        with self.changed:
+            if self._arrival is not None:
+                self._arrival.verified = True
+            self._manifest, self._directory, self._error = manifest, directory, None
+            outdated, self._shown_early = self._shown_early, set()
+            self._moved()
+        if outdated:
+            self._store.on_outdated(self.handle, outdated)
 
     def _check_unchanged(self, manifest: Manifest) -> None:
         """An unversioned handle keeps its meaning while it is mounted: kernel caches hold its bytes."""

@@ -68,6 +68,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         self._tree = tree
         self._timeout = read_timeout
         self._on_ready = on_ready
+        self._session: int | None = None
         self._handles = itertools.count(1)
         self._lock = threading.Lock()  # protects the two below
         self._open: dict[int, Readable] = {}
@@ -78,12 +79,23 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         with self._lock:
             return len(self._open)
 
+    def forget_directory(self, path: str) -> None:
+        """Make the kernel ask again for a directory's attributes.
+
+        Never to be called for files: invalidating pages that are being read can deadlock in the kernel.
+        """
+        if self._session is not None:
+            # A path that the kernel does not know is an error that does not matter.
+            mfusepy._libfuse.fuse_invalidate_path(ctypes.c_void_p(self._session), os.fsencode(path))
+
     # Not decorated: mfusepy looks for the name, and an error here must stop the mount.
     def init_with_config(self, conn: Any, config: Any) -> None:
         if conn is not None:
             conn.max_background = BACKGROUND
             conn.congestion_threshold = BACKGROUND * 3 // 4
-        self._on_ready(mfusepy._libfuse.fuse_get_context().contents.fuse)
+        self._session = mfusepy._libfuse.fuse_get_context().contents.fuse
+        self._tree.on_outdated(self.forget_directory)
+        self._on_ready(self._session)
 
     @answers
     def getattr(self, path: str, fh: Any = None) -> dict[str, int]:

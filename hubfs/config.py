@@ -33,6 +33,13 @@ class LoadFormat(str, enum.Enum):
     UNCOMPRESSED = "uncompressed"
 
 
+_HOST = r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::(?P<port>[0-9]{1,5}))?"
+
+
+def _is_port(text: str | None) -> bool:
+    return text is None or 0 < int(text) < 65536
+
+
 def _setting(default: Any, help: str, *, env: str = "", unit: str = "", metavar: str = "") -> Any:
     metadata = {"help": help, "env": env, "unit": unit, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
@@ -97,11 +104,13 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", self.hub):
+        match = re.fullmatch(rf"https?://({_HOST})(/[^?#\s]*)?", self.hub)
+        if not match or not _is_port(match["port"]):
             raise ConfigError(f"hub: {self.hub!r} is not a URL such as https://tfhub.dev")
         object.__setattr__(self, "hub", self.hub.rstrip("/"))
         for host in self.allow_hosts:
-            if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host):
+            match = re.fullmatch(_HOST, host)
+            if not match or not _is_port(match["port"]):
                 raise ConfigError(
                     f"allow_hosts: {host!r} is not a host such as example.org or localhost:8080"
                 )
@@ -116,7 +125,7 @@ class Settings:
             raise ConfigError(f"log_level: {self.log_level!r} is not one of debug, info, warning, error")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
                 raise ConfigError(f"{field.name}: {value} is not a positive number")
 
     @classmethod
@@ -139,18 +148,26 @@ class Settings:
         environ = os.environ if environ is None else environ
         config_file = default_config_file(environ) if config_file is None else config_file
         values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
         from_file = _read_config(config_file)
         hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
             name, kind = field.name, hints[field.name]
             text = environ.get(env_name(field), "")
             if flags and flags.get(name) is not None and flags[name] != ():
-                values[name] = _convert(field, kind, flags[name], "command line")
+                origins[name] = "command line"
+                values[name] = _convert(field, kind, flags[name], origins[name])
             elif text:
-                values[name] = _from_environment(field, kind, text)
+                origins[name] = f"environment variable {env_name(field)}"
+                values[name] = _from_environment(field, kind, text, origins[name])
             elif name in from_file:
-                values[name] = _convert(field, kind, from_file[name], str(config_file))
-        return cls(**values)
+                origins[name] = str(config_file)
+                values[name] = _convert(field, kind, from_file[name], origins[name])
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            origin = origins.get(error.message.partition(":")[0])
+            raise ConfigError(error.message + (f" ({origin})" if origin else ""), hint=error.hint) from error
 
     def to_flags(self) -> dict[str, Any]:
         """Plain JSON values that `load(flags=…)` turns into the same settings again."""
@@ -207,7 +224,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def _from_environment(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:
+def _from_environment(field: dataclasses.Field[Any], kind: Any, text: str, origin: str) -> Any:
     # Two of tensorflow_hub's variables have meanings of their own.
     if field.name == "verify_certificates":
         return text != "true"
@@ -215,7 +232,7 @@ def _from_environment(field: dataclasses.Field[Any], kind: Any, text: str) -> An
         return True
     if kind == tuple[str, ...]:
         return tuple(part for part in re.split(r"[,\s]+", text) if part)
-    return _convert(field, kind, text, f"environment variable {env_name(field)}")
+    return _convert(field, kind, text, origin)
 
 
 def _convert(field: dataclasses.Field[Any], kind: Any, value: Any, origin: str) -> Any:
@@ -242,6 +259,8 @@ def _as_kind(kind: Any, value: Any, unit: str) -> Any:
             return LoadFormat(str(getattr(value, "value", value)).lower())
         except ValueError:
             raise ValueError("give auto, compressed or uncompressed") from None
+    if isinstance(value, bool):
+        raise TypeError("give a number" if kind in (int, float) else "give a text")
     if kind is int:
         return int(value)
     if kind is float:

@@ -104,8 +104,10 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
 
         def ready(session: int) -> None:
             def exit_session() -> None:
-                store.begin_close()
-                operations.end(session)
+                try:
+                    store.begin_close()
+                finally:
+                    operations.end(session)
 
             stopper.arm(exit_session)
             threading.Thread(
@@ -265,7 +267,10 @@ class _Stopper:
             while self._exit is None:
                 if self._finished.wait(0.05):
                     return
-            self._exit()
+            try:
+                self._exit()
+            except Exception:
+                log.exception("internal error while stopping")
             while not self._finished.wait(0.05):
                 signal.pthread_kill(self._main, signal.SIGUSR1)
             return

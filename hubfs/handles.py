@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from hubfs.errors import RefusedError
 
@@ -114,7 +114,7 @@ class HandleMap:
     """Handle <-> mount path for one default hub and its allow-list."""
 
     def __init__(self, hub: str, allow_hosts: Iterable[str] = ()) -> None:
-        split = urlsplit(hub)
+        split = _split(hub)
         self.hub = hub.rstrip("/")
         self._address = Address.parse(split.scheme, split.netloc)
         self._prefix = tuple(part for part in split.path.split("/") if part)
@@ -162,7 +162,10 @@ class HandleMap:
 
         `http`, a default port, a trailing slash and a `tf-hub-format` query make no difference.
         """
-        split = urlsplit(handle)
+        try:
+            split = _split(handle)
+        except RefusedError:
+            return None
         query = [pair for pair in parse_qsl(split.query, True) if pair[0] != "tf-hub-format"]
         if split.scheme not in _DEFAULT_PORTS or query or split.fragment:
             return None
@@ -194,9 +197,10 @@ class HandleMap:
         Raises:
             RefusedError: it cannot be a model's handle.
         """
+        text = re.sub(r"^(https?):/+", r"\1://", text)
         if not re.match(r"[a-z0-9]+:/", text):
             text = f"{self.hub}/{text.strip('/')}"
-        split = urlsplit(text)
+        split = _split(text)
         path = self.mount_path(text)
         if path is None or not split.netloc:
             if split.scheme in _DEFAULT_PORTS and split.netloc:
@@ -218,6 +222,20 @@ class HandleMap:
             if _LITTER.fullmatch(name):
                 raise RefusedError(f"{'/'.join(parts)}: {name!r} cannot be a part of a handle")
         return Namespace(parts, "/".join((base, *rest)) if len(rest) >= 2 else None)
+
+
+def _split(url: str) -> SplitResult:
+    """urlsplit, without its silent dropping of control characters.
+
+    Raises:
+        RefusedError: it is not a URL.
+    """
+    if re.search(r"[\x00-\x20\x7f]", url):
+        raise RefusedError(f"{url!r}: a handle cannot have blanks or control characters in it")
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise RefusedError(f"{url!r} is not a URL: {error}") from error
 
 
 def compressed_url(handle: str) -> str:

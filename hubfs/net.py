@@ -10,12 +10,13 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from http.cookiejar import DefaultCookiePolicy
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
+from weakref import WeakSet
 
 from hubfs.errors import (
     HubfsError,
@@ -48,6 +49,14 @@ class Net:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._session: requests.Session | None = None
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+
+    def shut_down(self) -> None:
+        """End all connections, so that nobody waits any longer for what they might bring."""
+        for connection in list(self._sockets):
+            # Its thread may be closing it just now.
+            with suppress(OSError, ValueError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         if self._session is not None:
@@ -90,7 +99,7 @@ class Net:
         Raises:
             StoppedError: `cancel` was set meanwhile.
         """
-        delay = self._settings.retry_delay * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
+        delay = self._settings.retry_delay * 2 ** min(attempt - 1, 20) * random.uniform(0.75, 1.25)
         if isinstance(error, UnavailableError) and error.retry_after is not None:
             delay = max(delay, error.retry_after)
         if cancel.wait(min(delay, MAX_PAUSE)):
@@ -129,7 +138,7 @@ class Net:
         import requests  # here, because its import would take a fifth of the mount's start-up time
 
         settings = self._settings
-        host = urlsplit(url).netloc
+        host = urlsplit(url).netloc.rpartition("@")[2]
         try:
             return self._get_session().get(
                 url,
@@ -169,7 +178,7 @@ class Net:
             session = requests.Session()
             session.headers.update({"User-Agent": f"hubfs/{__version__}", "Accept-Encoding": "identity"})
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            adapter = requests.adapters.HTTPAdapter(pool_connections=_POOL, pool_maxsize=_POOL)
+            adapter = _adapter(self._sockets)
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             if not self._settings.verify_certificates:
@@ -177,6 +186,40 @@ class Net:
             # Two threads may both come here first; one session is dropped unused.
             self._session = session
         return self._session
+
+
+def _adapter(sockets: WeakSet[socket.socket]) -> requests.adapters.HTTPAdapter:
+    """requests' adapter, except that the sockets of its connections can be found."""
+    import requests
+    import urllib3
+
+    class Plain(urllib3.connection.HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    class Secure(urllib3.connection.HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+
+        def proxy_manager_for(self, proxy: str, **kwargs: Any) -> urllib3.ProxyManager:
+            manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **kwargs)
+            manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+            return manager
+
+    return Adapter(pool_connections=_POOL, pool_maxsize=_POOL)
 
 
 def _certificates(verify: bool) -> bool | str:
@@ -224,7 +267,7 @@ def parse_retry_after(value: str | None, now: float | None = None) -> float | No
     """Seconds of a `Retry-After` header: a number or an HTTP date (RFC 9110 §10.2.3)."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
         return float(value)
     try:
         when = email.utils.parsedate_to_datetime(value)

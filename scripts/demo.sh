@@ -13,7 +13,7 @@ server=
 clean_up() {
     local code=$?
     trap - EXIT
-    cd "$work"
+    cd "$work" || cd /
     if mountpoint -q tfhub; then
         hubfs unmount tfhub || hubfs unmount --lazy tfhub || true
     fi

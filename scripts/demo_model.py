@@ -1,6 +1,6 @@
 """Make a small text embedding as a SavedModel: a vocabulary (an asset) and a vector a word (a variable).
 
-    python scripts/demo_model.py DIRECTORY
+The directory to make is the only argument.
 """
 
 from __future__ import annotations

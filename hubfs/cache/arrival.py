@@ -71,7 +71,6 @@ class Arrival:
     def directory(self, path: str, mtime: int) -> None:
         with self.changed:
             if path:
-                self._add_parents(path)
                 self.directories[path] = mtime
             else:
                 self._mtime = mtime
@@ -79,7 +78,6 @@ class Arrival:
 
     def file_started(self, path: str, size: int, mtime: int) -> None:
         with self.changed:
-            self._add_parents(path)
             self.files[path] = ArrivingFile(size, mtime)
             self._moved()
 
@@ -110,12 +108,6 @@ class Arrival:
         """Bytes a second since the first one came."""
         elapsed = time.monotonic() - self.began if self.began is not None else 0.0
         return self.received / elapsed if elapsed > 0 else 0.0
-
-    def _add_parents(self, path: str) -> None:
-        parent = path.rpartition("/")[0]
-        while parent and parent not in self.directories:
-            self.directories[parent] = self._mtime
-            parent = parent.rpartition("/")[0]
 
     def _moved(self) -> None:
         self.progress += 1

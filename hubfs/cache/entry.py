@@ -164,7 +164,7 @@ class Entry(EntryState):
             self._opened += 1
             tainted = inner in self._tainted
         now = time.monotonic()
-        if now - self._used > USE_INTERVAL or not self._used:
+        if arrival is None and (now - self._used > USE_INTERVAL or not self._used):
             self._used = now
             self._store.note_use(self.key)
         return OpenFile(self, inner, descriptor, info.size, arrival, direct=tainted)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from hubfs.cache.layout import Layout, is_present, read_descriptor
 from hubfs.handles import HandleMap
 
 log = logging.getLogger(__name__)
+
+#: A scan is followed by a pause of so many times its length: at most a twentieth of the time is spent on it.
+SCAN_PAUSE: Final = 20
 
 
 @dataclass
@@ -36,6 +41,7 @@ class Index:
         self._scan_lock = threading.Lock()
         self._lock = threading.Lock()  # protects what follows
         self._scanned: int | None = None
+        self._next_scan = 0.0
         self._paths: dict[str, str | None] = {}
         self._sizes: dict[str, int] = {}
         self._root = _Names()
@@ -48,15 +54,28 @@ class Index:
                 stamp = self._layout.root.stat().st_mtime_ns
             except FileNotFoundError:
                 stamp = 0
-            if stamp == self._scanned:
+            begin = time.monotonic()
+            if stamp == self._scanned or begin < self._next_scan:
                 return
-            present = set(self._layout.keys()) if stamp else set()
-            for key in self._paths.keys() - present:
-                self._remove(key)
-            for key in present - self._paths.keys():
+            self._scan(set(self._layout.keys()) if stamp else set(), stamp)
+            # Each manifest that hubfs writes changes the directory too: a walk over a large cache must not
+            # scan it anew for each model.
+            end = time.monotonic()
+            self._next_scan = end + SCAN_PAUSE * (end - begin)
+
+    def _scan(self, present: set[str], stamp: int) -> None:
+        for key in self._paths.keys() - present:
+            self._remove(key)
+        empty = False
+        for key in present:
+            # A descriptor may have been written after its directory was seen.
+            if self._paths.get(key) is None:
                 if is_present(self._layout.model(key)):
                     self.add(key, read_descriptor(self._layout.descriptor(key)))
-            self._scanned = stamp
+                else:
+                    empty = True
+        # When an empty directory is filled, the cache directory's own time does not change.
+        self._scanned = None if empty else stamp
 
     def add(self, key: str, handle: str | None) -> None:
         """A model is there now."""
@@ -82,8 +101,7 @@ class Index:
 
     def other_keys(self, handle: str, key: str) -> list[str]:
         """Keys of the same model under other spellings of its handle."""
-        if not is_present(self._layout.model(key)):
-            self.refresh()
+        self.refresh()
         with self._lock:
             return [other for other in self._keys.get(handle, ()) if other != key]
 
@@ -140,5 +158,5 @@ def _manifest_size(layout: Layout, key: str) -> int | None:
     try:
         files: Mapping[str, list[int]] = json.loads(layout.manifest(key).read_bytes())["files"]
         return sum(values[0] for values in files.values())
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return None

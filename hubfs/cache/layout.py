@@ -150,7 +150,19 @@ class Owner:
             return True
         except (PermissionError, OverflowError):
             return False
+        return _is_zombie(self.pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process is dead and only not reaped yet, for which kill(2) still finds it (proc(5))."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf8", errors="replace")
+    except FileNotFoundError:
+        return True
+    except OSError:
         return False
+    # The name in parentheses may hold anything.
+    return status.rpartition(")")[2].split()[:1] in (["Z"], ["X"])
 
 
 class DownloadLock:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from hubfs.cache.layout import write_atomically
+from hubfs.cache.savedmodel import declared
 from hubfs.errors import CacheError
 
 _FORMAT = 1
@@ -107,10 +109,12 @@ class Manifest:
                 status = (directory / path).lstat()
             except (FileNotFoundError, NotADirectoryError):
                 return f"{path} is missing"
+            if not stat.S_ISREG(status.st_mode):
+                return f"{path} is not a file"
             if status.st_size != info.size:
                 return f"{path} has {status.st_size} bytes instead of {info.size}"
         for path in self.directories:
-            if not (directory / path).is_dir():
+            if (directory / path).is_symlink() or not (directory / path).is_dir():
                 return f"{path}/ is missing"
         return None
 
@@ -145,11 +149,25 @@ class Manifest:
             found = json.loads(path.read_text(encoding="utf8"))
             if found["format"] != _FORMAT:
                 return None
-            files = {name: FileInfo(*values) for name, values in found["files"].items()}
-            manifest = cls(str(found["handle"]), files, dict(found["directories"]), int(found["mtime"]))
-            return manifest, int(found["inode"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            files = {
+                name: FileInfo(_number(size), _number(mtime), None if crc32 is None else _number(crc32))
+                for name, (size, mtime, crc32) in found["files"].items()
+            }
+            directories = {name: _number(mtime) for name, mtime in found["directories"].items()}
+            manifest = cls(str(found["handle"]), files, directories, _number(found["mtime"]))
+            return manifest, _number(found["inode"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+
+
+def _number(value: object) -> int:
+    """
+    Raises:
+        TypeError: it is not a number that can stand in a manifest.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r} is not a natural number")
+    return value
 
 
 def read_or_adopt(directory: Path, manifest_file: Path, handle: str) -> tuple[Manifest, bool]:
@@ -183,6 +201,8 @@ def adopt(directory: Path, handle: str) -> Manifest:
     for folder, folder_names, names in os.walk(directory, onerror=_raise):
         base = Path(folder).relative_to(directory)
         for name in folder_names:
+            if (Path(folder) / name).is_symlink():
+                raise CacheError(f"{handle}: {Path(folder) / name} is a symbolic link")
             directories[(base / name).as_posix()] = int((Path(folder) / name).lstat().st_mtime)
         for name in names:
             path = Path(folder) / name
@@ -190,7 +210,7 @@ def adopt(directory: Path, handle: str) -> Manifest:
                 raise CacheError(f"{handle}: {path} is neither a file nor a directory")
             status = path.lstat()
             files[(base / name).as_posix()] = FileInfo(status.st_size, int(status.st_mtime))
-    problem = _incomplete(files, directories)
+    problem = _incomplete(files, directories) or _undeclared_loss(directory, files)
     if problem:
         raise CacheError(f"{handle}: its directory in the cache ({directory}) {problem}")
     return Manifest(handle, files, directories, int(directory.stat().st_mtime))
@@ -220,6 +240,19 @@ def _incomplete(files: Mapping[str, FileInfo], directories: Mapping[str, int]) -
             # A saver never leaves the directory empty, cleaners of temporary directories do.
             return "has lost its variables"
     return None
+
+
+def _undeclared_loss(directory: Path, files: Mapping[str, FileInfo]) -> str | None:
+    """What the SavedModel declares and is not there: cleaners remove emptied directories as well."""
+    if "saved_model.pb" not in files:
+        return None
+    found = declared(directory / "saved_model.pb")
+    if found is None:
+        return None
+    if found.variables and "variables/variables.index" not in files:
+        return "has lost its variables"
+    missing = [name for name in sorted(found.assets) if f"assets/{name}" not in files]
+    return f"has lost its asset {missing[0]}" if missing else None
 
 
 def _raise(error: OSError) -> None:

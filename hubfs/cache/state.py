@@ -20,6 +20,7 @@ from hubfs.errors import (
     HubfsError,
     InterruptedWait,
     NotFoundError,
+    OfflineError,
     StalledError,
     StoppedError,
     from_os_error,
@@ -178,6 +179,7 @@ class EntryState:
         with self.changed:
             self._directory = directory
             self._moved()
+        self._store.note_use(self.key)
         self._store.index.add(self.key, self.handle)
 
     def waiting(self, grown: int) -> None:
@@ -311,7 +313,8 @@ class EntryState:
         self._error = error
         self._error_until = time.monotonic() + error.remember
         if not isinstance(error, StoppedError):
-            log.log(logging.INFO if isinstance(error, NotFoundError) else logging.ERROR, "%s", error)
+            asked_for = isinstance(error, (NotFoundError, OfflineError))
+            log.log(logging.INFO if asked_for else logging.ERROR, "%s", error)
             self._store.note_failure(self.handle, error)
         self._moved()
 

@@ -88,9 +88,10 @@ class Store:
         self.started = time.time()
         self._hubs: list[Hub] = [ArchiveUrl(self.net), TfHub(self.net)]
         self._stopping = threading.Event()
-        self._lock = threading.Lock()  # protects the two below
+        self._lock = threading.Lock()  # protects the three below
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._first_served: dict[str, Manifest] = {}
+        self._next_forgetting = 0.0
         # Entries report while they hold their own lock, hence not the lock above. Protects the two below.
         self._reports_lock = threading.Lock()
         self._running: dict[str, EntryState] = {}
@@ -145,21 +146,10 @@ class Store:
 
     def find_on_disk(self, entry: EntryState) -> tuple[Manifest, Path] | None:
         """The version in the cache directory, if it is there and whole."""
-        for key in (entry.key, *self.index.other_keys(entry.handle, entry.key)):
-            directory = self.layout.model(key)
-            if not is_present(directory):
-                continue
-            try:
-                manifest, is_new = read_or_adopt(directory, self.layout.manifest(key), entry.handle)
-            except FileNotFoundError:
-                continue
-            except CacheError as error:
-                log.warning("%s; it will be fetched again", error)
-                continue
-            if is_new:
-                self._save_manifest(manifest, key, directory)
-            return manifest, directory
-        return None
+        found = self._whole(entry.key, entry.handle)
+        for key in () if found else self.index.other_keys(entry.handle, entry.key):
+            found = found or self._whole(key, entry.handle)
+        return found
 
     def first_served(self, handle: str, manifest: Manifest) -> Manifest:
         """What an unversioned handle meant when it was first served; `manifest` if that is now."""
@@ -244,7 +234,11 @@ class Store:
                 for s in running
             ],
             "failures": [
-                {"handle": f.handle, "error": str(f.error), "when": f.when} for f in self.failures()
+                {
+                    "handle": f.handle, "error": str(f.error), "when": f.when,
+                    "until": f.when + f.error.remember,
+                }
+                for f in self.failures()
             ],
         }  # fmt: skip
 
@@ -260,6 +254,7 @@ class Store:
         """Let go of everybody who waits, and tell transfers to stop."""
         self.closed = True
         self._stopping.set()
+        self.net.shut_down()
         for entry in self.entries():
             entry.stop()
 
@@ -272,9 +267,26 @@ class Store:
 
     # ---- within
 
+    def _whole(self, key: str, handle: str) -> tuple[Manifest, Path] | None:
+        """The version that is cached under a key, if all of it is there."""
+        directory = self.layout.model(key)
+        if not is_present(directory):
+            return None
+        try:
+            manifest, is_new = read_or_adopt(directory, self.layout.manifest(key), handle)
+        except FileNotFoundError:
+            return None
+        except CacheError as error:
+            log.warning("%s; it will be fetched again", error)
+            return None
+        if is_new:
+            self._save_manifest(manifest, key, directory)
+        return manifest, directory
+
     def _forget_idle(self) -> None:
-        if len(self._entries) <= IDLE_ENTRIES:
+        if len(self._entries) <= IDLE_ENTRIES or time.monotonic() < self._next_forgetting:
             return
+        self._next_forgetting = time.monotonic() + 1
         limit = time.monotonic() - 10
         idle = [h for h, e in self._entries.items() if e.touched < limit and e.is_idle]
         for handle in idle[: max(0, len(self._entries) - IDLE_ENTRIES * 3 // 4)]:

@@ -18,6 +18,7 @@ import mfusepy
 
 from hubfs.cache.state import Wait
 from hubfs.errors import HubfsError
+from hubfs.fs.parallel import ParallelLookups
 from hubfs.fs.signals import pending_signal
 from hubfs.fs.tree import Readable, Tree
 
@@ -69,6 +70,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         self._timeout = read_timeout
         self._on_ready = on_ready
         self._session: int | None = None
+        self._parallel = ParallelLookups(mfusepy._libfuse, mfusepy.get_fuse_version(mfusepy._libfuse))
         self._handles = itertools.count(1)
         self._lock = threading.Lock()  # protects the two below
         self._open: dict[int, Readable] = {}
@@ -94,6 +96,8 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
             conn.max_background = BACKGROUND
             conn.congestion_threshold = BACKGROUND * 3 // 4
         self._session = mfusepy._libfuse.fuse_get_context().contents.fuse
+        if conn is not None:
+            self._parallel.enable(conn, self._session)
         self._tree.on_outdated(self.forget_directory)
         self._on_ready(self._session)
 

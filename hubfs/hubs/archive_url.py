@@ -36,7 +36,7 @@ def probe(net: Net, handle: str, url: str) -> Archive:
             size = int(match[1]) if match else None
         elif response.status_code == 200:
             length = response.headers.get("Content-Length", "")
-            size = int(length) if length.isdigit() else None
+            size = int(length) if re.fullmatch("[0-9]+", length) else None
         else:
             # 416: it exists and is empty. The transfer will say so.
             size = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import hashlib
 import queue
 import re
@@ -72,7 +72,9 @@ class Download:
         """Wake a thread that waits for this download's connection. `cancel` must have been set before."""
         response = self._response
         if response is not None:
-            response.raw.shutdown()
+            # The thread that reads it may be closing it just now, in whatever state that is.
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                response.raw.shutdown()
 
     def __iter__(self) -> Iterator[bytes]:
         failures = 0
@@ -220,7 +222,7 @@ def declared_digests(headers: Mapping[str, str]) -> dict[str, bytes]:
 def _add_base64(found: dict[str, bytes], name: str, value: str) -> None:
     try:
         raw = base64.b64decode(value, validate=True)
-    except binascii.Error:
+    except ValueError:
         return
     if len(raw) == {"md5": 16, "crc32c": 4}[name]:
         found[name] = raw
@@ -234,7 +236,7 @@ def strong_etag(headers: Mapping[str, str]) -> str | None:
 
 def _content_length(response: requests.Response) -> int | None:
     text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdigit() else None
+    return int(text) if re.fullmatch("[0-9]+", text) else None
 
 
 def _content_range(response: requests.Response, handle: str) -> tuple[int, int | None]:

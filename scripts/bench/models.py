@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -121,7 +121,7 @@ def saved_model(work: Path, kind: str, size: int) -> Model:
     return _kept(work, name, build)
 
 
-def _kept(work: Path, name: str, build: object) -> Model:
+def _kept(work: Path, name: str, build: Callable[[Path], None]) -> Model:
     """The model of that name, built if it is not there yet."""
     home = work / "models" / name
     if not home.exists():
@@ -129,7 +129,7 @@ def _kept(work: Path, name: str, build: object) -> Model:
         unfinished = home.with_name(f"{name}.{os.getpid()}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            build(unfinished / "tree")  # type: ignore[operator]
+            build(unfinished / "tree")
             found = pack(unfinished / "tree", unfinished / "archive.tar.gz")
             about = {"size": found.size, "md5": found.md5, "crc32c": found.crc32c}
             (unfinished / "archive.json").write_text(json.dumps(about))
@@ -164,7 +164,7 @@ def fake_cache(root: Path, hub: str, count: int) -> list[str]:
     """
     source = random.Random(count)
     paths = [f"pub{i % 20:02}/family-{i // 20 % 25:02}/model-{i:05}/1" for i in range(count)]
-    finished = root / ".finished"
+    finished = root.with_name(f"{root.name}.finished")
     if finished.exists():
         return paths
     print(f"  building a cache of {count} models in {root} (once)", file=sys.stderr)

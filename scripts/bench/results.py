@@ -96,19 +96,20 @@ def number(value: float) -> str:
         return f"{value:.0f}"
     if value >= 10:
         return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3g}"
 
 
 def spread(values: Spread | None) -> str:
     """A median with the range it comes from."""
     if values is None:
         return "-"
-    return f"{number(values.median)} ({number(values.low)}–{number(values.high)})"
+    return f"{number(values.median)} ({number(values.low)}–{number(values.high)})"  # noqa: RUF001
 
 
 def verdict(result: Result) -> str:
     """The target and whether it is met."""
     if result.target is None:
         return ""
-    what = number(result.target.limit) + ("×" if result.target.of == "ratio" else f" {result.unit}")
+    unit = "" if result.target.of == "ratio" else f" {result.unit}"
+    what = number(result.target.limit) + unit
     return f"≤ {what}: {'met' if result.met else 'NOT met'}"

@@ -53,7 +53,11 @@ GIGABIT: Final = Link("1000 Mbit/s + 30 ms", 1e9, 0.03)
 
 @contextmanager
 def serving(
-    archives: Mapping[str, Archive], link: Link, *, digests: bool = True, stall: Mapping[str, int] | None = None
+    archives: Mapping[str, Archive],
+    link: Link,
+    *,
+    digests: bool = True,
+    stall: Mapping[str, int] | None = None,
 ) -> Iterator[str]:
     """Run a hub for the length of a `with` block; gives its URL.
 

@@ -50,6 +50,17 @@ def until(condition: Callable[[], object], what: str, timeout: float = 15.0) -> 
         time.sleep(0.02)
 
 
+def until_cached(cache: Path, versions: int = 1) -> None:
+    """Wait until so many versions are published in a cache directory: readers do not wait for that."""
+
+    def published() -> bool:
+        names = [path.name for path in cache.iterdir()]
+        return not any(name.endswith((".lock", ".tmp")) for name in names)
+
+    until(published, "the end of all transfers")
+    assert len(cached_keys(cache)) == versions
+
+
 Hubfs = Callable[..., "subprocess.CompletedProcess[str]"]
 COMMAND = (sys.executable, "-m", "hubfs")
 

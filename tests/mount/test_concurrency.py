@@ -24,7 +24,7 @@ from tests.hub import Fault, FaultHub
 from tests.models import make_archive, make_tree
 
 DATA = "variables/variables.data-00000-of-00001"
-#: For an answer that needs no network; a machine under load may take a while, a waiting reader takes for ever.
+#: For an answer that needs no network. Generous, as the stalls last until a test ends them.
 SOON = 20.0
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 
@@ -221,6 +221,22 @@ class TestCachedModelsAnswerWhileOthersWait:
             assert [future.result(60) for future in reads] == expected
             assert held.result(60) is False
         assert len(hub.body_requests()) == 31
+
+    def test_in_the_same_directory_while_the_hub_is_slow_to_say_what_there_is(
+        self, hub: FaultHub, warm, release: threading.Event
+    ) -> None:
+        """The kernel has a lock for each directory, and must be told not to hold it while hubfs waits."""
+        mounted, tree = warm
+        hub.fault("google/warm/2", Fault.hang(release, on="any"))
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit((mounted.path / "google/warm/2").exists)
+            hub.wait_for(lambda hub: hub.requests("google/warm/2"), what="the look-up")
+            self.use_all(mounted.path / "google/warm/1", tree)
+            listing = subprocess.run(["ls", mounted.path / "google/warm"], timeout=SOON, capture_output=True)
+            assert listing.stdout.split() == [b"1"]
+            assert not other.done()
+            release.set()
+            assert other.result(60) is False
 
 
 class TestServedWhileArriving:

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Checks style and types, then runs all tests: units, real mounts, real TensorFlow.
+#
+#     scripts/test.sh                          everything
+#     scripts/test.sh tests/unit -k archive    what pytest is to run and how; style and types all the same
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+cd "$checkout"
+
+failed=()
+
+check() {
+    local name=$1
+    shift
+    step "$name: $*"
+    "$@" || failed+=("$name")
+}
+
+check style ruff check .
+check format ruff format --check .
+check types mypy
+# With the slowest ones, so that a test that grows is seen.
+check tests python -m pytest --durations=10 --durations-min=5 "$@"
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'FAILED: %s\n' "${failed[*]}" >&2
+    exit 1
+fi

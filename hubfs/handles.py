@@ -21,12 +21,15 @@ _ARCHIVE = (".tar", ".tar.gz", ".tgz")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Characters that would end or change the path of a URL, or that a URL parser could undo.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\\?#%\ud800-\udfff]")
-# What editors, shells, version control and build tools look for in any directory they pass through.
+# What editors, shells and version control look for in any directory they pass through.
 _LITTER = re.compile(
-    r"\..*|.*~|#.*#|.*\.(sw[a-p]|bak|orig|rej|tmp|lock|py[co]?|pth|so|dll|exe|ini|inf|cfg|conf|toml|json|ya?ml"
+    r"\..*|.*~|#.*#|.*\.sw[a-p]|CVS|RCS|SCCS|_darcs|_svn|lost\+found|__pycache__|node_modules|Thumbs\.db"
+)
+# And what build tools, file managers and language servers look for besides: files, never part of a handle.
+_NO_NAME = re.compile(
+    r".*\.(bak|orig|rej|tmp|lock|py[co]?|pth|so|dll|exe|ini|inf|cfg|conf|toml|json|ya?ml"
     r"|xml|md|txt|html?|js|ts|rs|go|c|h|cc|cpp|hpp|java|sh|log|db|pid|sock|desktop|pb|pbtxt|zip)"
-    r"|CVS|RCS|SCCS|_darcs|_svn|lost\+found|__pycache__|node_modules|G?TAGS|tags|Makefile|makefile|GNUmakefile"
-    r"|Thumbs\.db|autorun|core",
+    r"|G?TAGS|tags|Makefile|makefile|GNUmakefile|autorun|core",
     re.IGNORECASE,
 )
 
@@ -39,6 +42,11 @@ def cache_key(handle: str) -> str:
 def is_archive(name: str) -> bool:
     """Whether a file name or handle is that of a plain archive."""
     return name.endswith(_ARCHIVE)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a name is one that tools look for everywhere, and that hubfs asks nobody for."""
+    return _LITTER.fullmatch(name) is not None
 
 
 def version_of(handle: str) -> str | None:
@@ -219,7 +227,7 @@ class HandleMap:
             if (is_archive(name) and not name.startswith(".")) or (index >= 1 and _VERSION.fullmatch(name)):
                 handle = "/".join((base, *rest[: index + 1]))
                 return InModel(handle, "/".join(rest[index + 1 :]))
-            if _LITTER.fullmatch(name):
+            if is_litter(name) or _NO_NAME.fullmatch(name):
                 raise RefusedError(f"{'/'.join(parts)}: {name!r} cannot be a part of a handle")
         return Namespace(parts, "/".join((base, *rest)) if len(rest) >= 2 else None)
 

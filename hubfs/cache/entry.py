@@ -12,6 +12,7 @@ from hubfs.cache.arrival import Arrival
 from hubfs.cache.manifest import DirectoryInfo, FileInfo, Info, Manifest
 from hubfs.cache.state import EntryState, Wait
 from hubfs.errors import CacheError, NotFoundError, from_os_error
+from hubfs.handles import is_litter
 
 #: Seconds to wait for the end of a rename that is under way.
 RENAME_WAIT: Final = 2.0
@@ -54,6 +55,9 @@ class Entry(EntryState):
             manifest = self._manifest
             if manifest is not None:
                 return self._in_manifest(manifest, inner)
+            if any(is_litter(name) for name in inner.split("/")):
+                # Shell prompts look for such names wherever one goes: no reason to download, nor to wait.
+                raise NotFoundError(f"{self.handle}: {inner} is not asked for")
             self._ensure_transfer()
             arrival = self._arrival
             if arrival is None or arrival.error is not None or not arrival.released():
@@ -62,8 +66,8 @@ class Entry(EntryState):
             if file is not None:
                 return FileInfo(file.size, file.mtime)
             if inner in arrival.directories:
-                self._shown_early.add(inner)
-                return DirectoryInfo(arrival.directories[inner], None)
+                info = DirectoryInfo(arrival.directories[inner], None)
+                return self._shown_early.setdefault(inner, info)
             return None
 
         return self._until(find, wait)
@@ -72,9 +76,8 @@ class Entry(EntryState):
         """The version's own directory, as far as it is known. Starts nothing."""
         with self.changed:
             if self._manifest is not None:
-                return self._manifest.directory("")
-            self._shown_early.add("")
-        return DirectoryInfo(int(self._store.started), None)
+                return self._directory_in(self._manifest, "")
+            return self._shown_early.setdefault("", DirectoryInfo(int(time.time()), None))
 
     def manifest(self, wait: Wait) -> Manifest:
         """The complete manifest, for listings. Starts the transfer if it is not known.
@@ -145,7 +148,10 @@ class Entry(EntryState):
             return manifest.files[inner]
         if manifest.children(inner) is None:
             raise NotFoundError(f"{self.handle}: it has no {inner}")
-        return manifest.directory(inner)
+        return self._directory_in(manifest, inner)
+
+    def _directory_in(self, manifest: Manifest, inner: str) -> DirectoryInfo:
+        return self._shown_early.get(inner) or manifest.directory(inner)
 
     def _recheck(self, directory: Path) -> None:
         """Forget what was known of the directory if it is still the one in use."""

@@ -43,7 +43,7 @@ class Index:
         self._scanned: int | None = None
         self._next_scan = 0.0
         self._paths: dict[str, str | None] = {}
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}  # by key: time of the manifest in ns, bytes
         self._root = _Names()
         self._keys: dict[str, list[str]] = {}
 
@@ -136,7 +136,6 @@ class Index:
     def _remove(self, key: str) -> None:
         with self._lock:
             path = self._paths.pop(key)
-            self._sizes.pop(key, None)
             if path is None:
                 return
             trail = [self._root]
@@ -154,9 +153,14 @@ class Index:
                 del self._keys[handle]
 
 
-def _manifest_size(layout: Layout, key: str) -> int | None:
+def _manifest_size(layout: Layout, key: str, stamp: int, size: int) -> tuple[int, int]:
+    """The manifest's time and the bytes it tells, which were `size` when its time was `stamp`."""
+    path = layout.manifest(key)
     try:
-        files: Mapping[str, list[int]] = json.loads(layout.manifest(key).read_bytes())["files"]
-        return sum(values[0] for values in files.values())
+        now = path.stat().st_mtime_ns
+        if now == stamp:
+            return stamp, size
+        files: Mapping[str, list[int]] = json.loads(path.read_bytes())["files"]
+        return now, sum(values[0] for values in files.values())
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return None
+        return 0, 0

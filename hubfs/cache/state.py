@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from hubfs.cache.arrival import Arrival
-from hubfs.cache.manifest import Manifest
+from hubfs.cache.manifest import DirectoryInfo, Manifest
 from hubfs.cache.transfer import Transfer
 from hubfs.errors import (
     ChangedError,
@@ -96,8 +96,9 @@ class EntryState:
         self._grown_elsewhere = 0
         self._waiting = 0
         self._opened = 0
-        #: Directories of which attributes were given before all was known of them.
-        self._shown_early: set[str] = set()
+        #: What was told of directories before all was known of them. It stays so: tools take a directory
+        #: whose times change while they read it for one that is being written to.
+        self._shown_early: dict[str, DirectoryInfo] = {}
         #: Files of which somebody was given bytes by an attempt that failed: the kernel may hold such bytes.
         self._tainted: set[str] = set()
         self._used = 0.0
@@ -323,10 +324,7 @@ class EntryState:
             if self._arrival is not None:
                 self._arrival.verified = True
             self._manifest, self._directory, self._error = manifest, directory, None
-            outdated, self._shown_early = self._shown_early, set()
             self._moved()
-        if outdated:
-            self._store.on_outdated(self.handle, outdated)
 
     def _check_unchanged(self, manifest: Manifest) -> None:
         """An unversioned handle keeps its meaning while it is mounted: kernel caches hold its bytes."""

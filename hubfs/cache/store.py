@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,6 @@ class Store:
         self.locators = ThreadPoolExecutor(LOCATORS, "hubfs-locate")
         self.carriers = ThreadPoolExecutor(CARRIERS, "hubfs-transfer")
         self.index = Index(self.layout, self.handles)
-        #: Told of directories whose attributes were given too early and differ now, by handle and inner path.
-        self.on_outdated: Callable[[str, Iterable[str]], None] = lambda handle, inner: None
         self.closed = False
         self.started = time.time()
         self._hubs: list[Hub] = [ArchiveUrl(self.net), TfHub(self.net)]

@@ -69,7 +69,6 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         self._tree = tree
         self._timeout = read_timeout
         self._on_ready = on_ready
-        self._session: int | None = None
         self._parallel = ParallelLookups(mfusepy._libfuse, mfusepy.get_fuse_version(mfusepy._libfuse))
         self._handles = itertools.count(1)
         self._lock = threading.Lock()  # protects the two below
@@ -81,25 +80,15 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         with self._lock:
             return len(self._open)
 
-    def forget_directory(self, path: str) -> None:
-        """Make the kernel ask again for a directory's attributes.
-
-        Never to be called for files: invalidating pages that are being read can deadlock in the kernel.
-        """
-        if self._session is not None:
-            # A path that the kernel does not know is an error that does not matter.
-            mfusepy._libfuse.fuse_invalidate_path(ctypes.c_void_p(self._session), os.fsencode(path))
-
     # Not decorated: mfusepy looks for the name, and an error here must stop the mount.
     def init_with_config(self, conn: Any, config: Any) -> None:
         if conn is not None:
             conn.max_background = BACKGROUND
             conn.congestion_threshold = BACKGROUND * 3 // 4
-        self._session = mfusepy._libfuse.fuse_get_context().contents.fuse
+        session = mfusepy._libfuse.fuse_get_context().contents.fuse
         if conn is not None:
-            self._parallel.enable(conn, self._session)
-        self._tree.on_outdated(self.forget_directory)
-        self._on_ready(self._session)
+            self._parallel.enable(conn, session)
+        self._on_ready(session)
 
     @answers
     def getattr(self, path: str, fh: Any = None) -> dict[str, int]:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
@@ -142,16 +142,6 @@ class Tree:
         if isinstance(node, InEntry):
             return self._control.attributes_of(node.entry)
         return self._control.attributes_below(node.parts) if isinstance(node, Namespace) else {}
-
-    def on_outdated(self, forget: Callable[[str], None]) -> None:
-        """Have `forget` called with the path of each directory whose attributes changed."""
-
-        def forget_all(handle: str, inner: Iterable[str]) -> None:
-            base = self._store.handles.mount_path(handle)
-            for path in inner if base is not None else ():
-                forget(f"/{base}/{path}".rstrip("/"))
-
-        self._store.on_outdated = forget_all
 
     def space(self, block: int) -> tuple[int, int, int]:
         """Blocks of the cache's file system, free ones, and the number of cached models."""

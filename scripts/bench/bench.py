@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,19 +126,20 @@ class Bench:
         try:
             yield Mount(path, cache, pid)
         finally:
-            unmount(path)
-
-    def settle(self) -> None:
-        """Have nothing left to write when the clock starts."""
-        os.sync()
+            unmount(path, pid)
 
 
-def unmount(path: Path) -> None:
-    """Unmount, whatever uses it."""
+def unmount(path: Path, pid: int | None = None) -> None:
+    """Unmount, whatever uses it, and see that the daemon is gone."""
     try:
         mounts.unmount(path)
-    except HubfsError:
-        mounts.unmount(path, lazy=True)
+    except HubfsError as error:
+        print(f"  {error}", file=sys.stderr)
+        if path in mounts.find():
+            mounts.unmount(path, lazy=True)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def warm(path: Path) -> None:

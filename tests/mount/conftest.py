@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -28,6 +29,25 @@ def read_tree(directory: Path) -> Tree:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+class _Dirent(ctypes.Structure):
+    _fields_ = [
+        ("d_ino", ctypes.c_uint64), ("d_off", ctypes.c_int64), ("d_reclen", ctypes.c_uint16),
+        ("d_type", ctypes.c_uint8), ("d_name", ctypes.c_char * 256),
+    ]  # fmt: skip
+
+
+def raw_listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """What readdir(3) tells: a name's inode and type."""
+    libc = ctypes.CDLL(None)
+    libc.opendir.restype, libc.readdir.restype = ctypes.c_void_p, ctypes.POINTER(_Dirent)
+    stream = ctypes.c_void_p(libc.opendir(bytes(folder)))
+    found = {}
+    while entry := libc.readdir(stream):
+        found[os.fsdecode(entry[0].d_name)] = (entry[0].d_ino, entry[0].d_type)
+    libc.closedir(stream)
+    return found
 
 
 def cached_keys(cache: Path) -> list[str]:

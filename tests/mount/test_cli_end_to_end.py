@@ -122,7 +122,8 @@ class TestMount:
             until(lambda: transfers() and transfers()[0]["received"] == 1_000_000, "its progress")
             [found] = transfers()
             assert found["handle"] == f"{here.url}/google/slow/1"
-            assert found["total"] == len(make_archive(TREE)) and found["waiting"] == 1
+            assert found["total"] == len(make_archive(TREE))
+            assert found["waiting"] >= 1
             assert "google/slow/1" in hubfs("status").stdout
             gate.set()
             assert reader.wait(20) == 0

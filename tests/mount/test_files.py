@@ -23,7 +23,7 @@ from isal import igzip
 
 from tests.hub import Fault, FaultHub
 from tests.models import make_archive, make_tree
-from tests.mount.conftest import put_into_cache, read_tree
+from tests.mount.conftest import put_into_cache, raw_listing, read_tree
 
 SIZE = 3_000_001
 TREE = make_tree(size=SIZE)
@@ -273,15 +273,13 @@ class TestAttributes:
 
     def test_listings_tell_the_type_and_number_that_stat_tells(self, used) -> None:
         for folder in [used.path, *(path for path in used.path.rglob("*") if path.is_dir())]:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    found = os.lstat(entry.path)
-                    assert entry.inode() == found.st_ino, entry.path
-            shown = subprocess.check_output(["ls", "-aip", folder], text=True).splitlines()
-            for number, name in (line.split(None, 1) for line in shown):
-                assert name.endswith("/") == (folder / name.rstrip("/")).is_dir(), name
-                if folder != used.path or name != "../":
-                    assert int(number) == (folder / name.rstrip("/")).stat().st_ino, name
+            listed = raw_listing(folder)
+            assert set(listed) == {".", "..", *os.listdir(folder)}
+            if folder == used.path:
+                del listed[".."]  # it is outside
+            for name, (number, kind) in listed.items():
+                found = os.lstat(folder / name)
+                assert (number, kind) == (found.st_ino, stat.S_IFMT(found.st_mode) >> 12), folder / name
 
     def test_file_system_is_read_only_and_its_size_is_the_caches(self, used) -> None:
         found, cache = os.statvfs(used.path), os.statvfs(used.cache)

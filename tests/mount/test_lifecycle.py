@@ -97,6 +97,41 @@ class TestEnding:
         assert mounted.path not in mounts.find()
         assert os.listdir(mounted.path) == []
 
+    def test_everybody_who_waits_for_a_model_is_let_go_with_an_error(self, stalled: FaultHub, mount) -> None:
+        mounted = mount(stalled)
+        model = mounted.path / "google/demo/1"
+        commands = (
+            ["cat", model / DATA],
+            ["ls", model],
+            ["stat", model / "nothing"],
+            ["cp", "-r", model, "copy"],
+        )
+        waiting = [
+            subprocess.Popen(command, stderr=subprocess.PIPE, cwd=mounted.cache) for command in commands
+        ]
+        try:
+            wait_for_stall(stalled)
+            until(lambda: mounted.status()["transfers"][0]["waiting"] >= 4, "all to wait")
+            os.kill(mounted.pid, signal.SIGTERM)
+            assert all(process.wait(15) for process in waiting)
+            until(lambda: is_gone(mounted.pid), "the end of the daemon")
+        finally:
+            for process in waiting:
+                process.kill()
+                process.communicate()
+
+    def test_unmount_while_somebody_waits_names_him_and_changes_nothing(
+        self, stalled: FaultHub, mount, hubfs: Hubfs, gate: threading.Event
+    ) -> None:
+        mounted = mount(stalled)
+        with reader_of(mounted.path / "google/demo/1" / DATA) as reader:
+            assert reader.stdout is not None and reader.stdout.readline() == "open\n"
+            wait_for_stall(stalled)
+            assert f"pid {reader.pid}" in hubfs("unmount", mounted.path, code=1).stderr
+            gate.set()
+            assert reader.communicate(timeout=20)[0] == f"{len(TREE[DATA])}\n"
+        assert len(stalled.body_requests()) == 1
+
     def test_unmount_ends_the_transfer_that_nobody_reads_any_more(
         self, stalled: FaultHub, mount, hubfs: Hubfs
     ) -> None:

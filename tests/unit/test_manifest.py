@@ -150,8 +150,10 @@ def test_garbage_is_no_manifest(file: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format", 2), ("format", None), ("inode", None), ("inode", "x"), ("mtime", float("inf")), ("mtime", None),
-        ("directories", None), ("directories", ["d"]), ("directories", {"d": "x"}), ("directories", {"d": None}),
+        ("format", 2), ("format", None), ("inode", None), ("inode", "x"), ("mtime", float("inf")),
+        ("mtime", None),
+        ("directories", None), ("directories", ["d"]), ("directories", {"d": "x"}),
+        ("directories", {"d": None}),
         ("files", None), ("files", []), ("files", ["a"]), ("files", {"a": 5}), ("files", {"a": []}),
         ("files", {"a": [1, 2, 3, 4]}), ("files", {"a": ["1", 2, 3]}), ("files", {"a": [1, None, 3]}),
         ("files", {"a": [-1, 2, 3]}), ("files", {"a": [1, 2, "x"]}),

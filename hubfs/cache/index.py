@@ -125,13 +125,11 @@ class Index:
     def size(self) -> int:
         """Bytes of the models' files, as far as there are manifests of them."""
         with self._lock:
-            keys = [key for key in self._paths if key not in self._sizes]
-        found = {
-            key: size for key in keys for size in [_manifest_size(self._layout, key)] if size is not None
-        }
+            known = {key: self._sizes.get(key, (0, 0)) for key in self._paths}
+        sizes = {key: _manifest_size(self._layout, key, *stamped) for key, stamped in known.items()}
         with self._lock:
-            self._sizes.update(found)
-            return sum(size for key, size in self._sizes.items() if key in self._paths)
+            self._sizes = sizes
+        return sum(size for _, size in sizes.values())
 
     def _remove(self, key: str) -> None:
         with self._lock:

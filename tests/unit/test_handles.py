@@ -208,6 +208,9 @@ def test_litter_never_becomes_a_part_of_a_handle(name: str) -> None:
         ("https://[::1/google/m/1", None),
         ("https://[v1.x]/google/m/1", None),
         ("https://tfhub.dev\u2100/google/m/1", None),
+        # Its mount path would begin as another host's does.
+        ("https://tfhub.dev/http:/example.org/1", None),
+        ("https://tfhub.dev/https://example.org/m/1", None),
     ],
 )
 def test_mount_path_of_handle(handle: str, path: str | None) -> None:
@@ -297,6 +300,7 @@ def test_no_path_leads_to_a_host_that_is_not_allowed(path: str) -> None:
 
 @given(text=_PATH | st.text(max_size=40))
 @example(text="https://[::1/google/m/1")
+@example(text="/http:/TFHUB.DEV")
 @example(text="https://tfhub.dev\u2100/google/m/1")
 def test_any_text_is_a_handle_or_refused(text: str) -> None:
     TFHUB.mount_path(text)

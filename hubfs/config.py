@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -204,7 +205,7 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError(f"{text!r} is not a size such as 500MB or 20GiB")
     power = " kmgt".index(match[2].lower() or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    return int(Decimal(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

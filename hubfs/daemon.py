@@ -74,7 +74,6 @@ def start(settings: Settings, mountpoint: Path) -> int:
     if "error" in answer:
         kind = ConfigError if answer.get("config") else MountError
         raise kind(answer["error"], hint=answer.get("hint", ""))
-    mounts.status(mountpoint, timeout=START_TIMEOUT)
     return int(answer["pid"])
 
 
@@ -197,10 +196,13 @@ def _read_answer(answers: IO[bytes], words: IO[bytes]) -> dict[str, Any]:
 
 def _after_start(store: Any, mountpoint: Path, on_ready: Callable[[], None]) -> None:
     """What need not be done before the mount answers."""
+    # This very process is asked, by way of the kernel: once that worked, everybody can.
+    os.statvfs(mountpoint)
     on_ready()
     _notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
     try:
         _raise_read_ahead(mountpoint)
+        store.net.prepare()
         store.index.refresh()
         store.clean_up()
         store.index.size()

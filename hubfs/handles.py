@@ -205,7 +205,7 @@ class HandleMap:
         Raises:
             RefusedError: it cannot be a model's handle.
         """
-        text = re.sub(r"^(https?):/+", r"\1://", text)
+        text = re.sub(r"^/*(https?):/+", r"\1://", text)
         if not re.match(r"[a-z0-9]+:/", text):
             text = f"{self.hub}/{text.strip('/')}"
         split = _split(text)
@@ -221,6 +221,8 @@ class HandleMap:
 
     def _below(self, base: str, rest: tuple[str, ...], parts: tuple[str, ...]) -> Place:
         """The place of `rest` at the hub `base`; `parts` is the whole mount path."""
+        if rest and rest[0].endswith(":"):
+            raise RefusedError(f"{'/'.join(parts)}: a handle cannot have a whole handle in it")
         for index, name in enumerate(rest):
             if _UNFIT.search(name):
                 raise RefusedError(f"{'/'.join(parts)}: a handle cannot have such a name in it")

@@ -51,6 +51,10 @@ class Net:
         self._session: requests.Session | None = None
         self._sockets: WeakSet[socket.socket] = WeakSet()
 
+    def prepare(self) -> None:
+        """Load what the first request needs, before there is one: that takes some 50 ms."""
+        self._get_session()
+
     def shut_down(self) -> None:
         """End all connections, so that nobody waits any longer for what they might bring."""
         for connection in list(self._sockets):

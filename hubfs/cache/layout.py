@@ -6,6 +6,7 @@ Source: tensorflow_hub's `resolver.py`, `atomic_download` and what it calls.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -261,24 +262,27 @@ class LockWatch:
 
     def break_lock(self) -> None:
         """Remove the lock and what its owner left, if it is still the one that was watched."""
-        path = self._layout.lock(self._key)
-        content = read_lock(path)
-        if content is None or self._seen is None or content != self._seen[0]:
+        if self._seen is None:
             return
-        # Only one process may break it: whoever renames it away. A newer lock is never removed.
-        aside = path.with_name(f"{path.name}.tmp{uuid.uuid4().hex}")
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
-            return
-        if read_lock(aside) != content:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        else:
+        with _exclusive(self._layout.root):
+            path, content = self._layout.lock(self._key), self._seen[0]
+            if read_lock(path) != content:
+                return
+            path.unlink()
             owner = Owner.of(content)
-            if owner:
-                shutil.rmtree(self._layout.tmp(self._key, owner.uid), ignore_errors=True)
-        aside.unlink(missing_ok=True)
+        if owner:
+            shutil.rmtree(self._layout.tmp(self._key, owner.uid), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _exclusive(directory: Path) -> Iterator[None]:
+    """One thread of one process at a time: else who breaks a dead lock could break its successor."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def leftovers(layout: Layout, age: float = 3600.0) -> Iterator[Path]:

@@ -18,12 +18,12 @@ from hubfs.errors import CacheError
 _FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Info:
     """A file or directory of a version."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DirectoryInfo(Info):
     """
     Attributes:
@@ -35,7 +35,7 @@ class DirectoryInfo(Info):
     subdirectories: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileInfo(Info):
     """
     Attributes:

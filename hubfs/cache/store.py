@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 CARRIERS: Final = 16
 LOCATORS: Final = 32
 #: Entries kept in memory that are idle. A forgotten one is read from disk again.
-IDLE_ENTRIES: Final = 1024
+IDLE_ENTRIES: Final = 512
 #: Failures that status remembers.
 FAILURES: Final = 50
 

@@ -144,9 +144,9 @@ class Tree:
         return self._control.attributes_below(node.parts) if isinstance(node, Namespace) else {}
 
     def space(self, block: int) -> tuple[int, int, int]:
-        """Blocks of the cache's file system, free ones, and the number of cached models."""
+        """Blocks of the cache's file system, free ones, and 0 for files, which are not counted."""
         total, free = self._store.space()
-        return total // block, free // block, self._store.index.count()
+        return total // block, free // block, 0
 
     def close(self) -> None:
         """End everything that runs."""
@@ -194,6 +194,8 @@ class Tree:
                 continue
             if not isinstance(place, Namespace) or place.handle is None:
                 continue
+            if not surely:
+                self._store.index.refresh()
             entry, inner = self._unversioned(place.handle), "/".join(parts[cut:])
             manifest = entry.peek() if entry else None
             if entry is None:
@@ -225,12 +227,11 @@ class Tree:
         return dict(children)
 
     def _namespace_names(self, place: Namespace) -> dict[str, bool]:
-        names: dict[str, bool] = {}
+        names = dict.fromkeys(self._store.index.below(place.parts), True)
         entry = self._unversioned(place.handle) if place.handle else None
         manifest = entry.peek() if entry else None
         if manifest is not None:
-            names.update(manifest.children("") or {})
-        names.update(dict.fromkeys(self._store.index.below(place.parts), True))
+            names = {**(manifest.children("") or {}), **names}
         depth = len(place.parts)
         for running in self._store.running():
             mount_path = self._store.handles.mount_path(running.handle) or ""

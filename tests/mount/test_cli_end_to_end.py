@@ -24,7 +24,7 @@ from hubfs.errors import HubfsError, NotFoundError, OfflineError
 from hubfs.handles import cache_key
 from tests.hub import Fault, FaultHub
 from tests.models import make_archive, make_tree, write_tree
-from tests.mount.conftest import COMMAND, Hubfs, cached_keys, put_into_cache, read_tree, until
+from tests.mount.conftest import COMMAND, Hubfs, cached_keys, put_into_cache, read_tree, until, until_cached
 
 TREE = make_tree(size=2_000_000)
 DATA = "variables/variables.data-00000-of-00001"
@@ -111,19 +111,17 @@ class TestMount:
         here.fault("google/slow/1", Fault.stall(1_000_000, gate))
         hubfs("mount", tmp_path / "mnt")
         read_tree(tmp_path / "mnt/google/demo/1")
+        until_cached(cache)
         with subprocess.Popen(
             ["cat", tmp_path / "mnt/google/slow/1" / DATA], stdout=subprocess.DEVNULL
         ) as reader:
-            here.wait_for(lambda hub: any(r.bytes_sent >= 10**6 for r in hub.body_requests("google/slow/1")))
 
-            def transfers() -> list[dict[str, Any]]:
-                return json.loads(hubfs("status", tmp_path / "mnt", "--json").stdout)[0]["transfers"]
+            def there() -> list[tuple[int, int]]:
+                [status] = json.loads(hubfs("status", tmp_path / "mnt", "--json").stdout)
+                found = [one for one in status["transfers"] if one["handle"] == f"{here.url}/google/slow/1"]
+                return [(one["received"], one["total"]) for one in found if one["waiting"]]
 
-            until(lambda: transfers() and transfers()[0]["received"] == 1_000_000, "its progress")
-            [found] = transfers()
-            assert found["handle"] == f"{here.url}/google/slow/1"
-            assert found["total"] == len(make_archive(TREE))
-            assert found["waiting"] >= 1
+            until(lambda: there() == [(1_000_000, len(make_archive(TREE)))], "its progress and its reader")
             assert "google/slow/1" in hubfs("status").stdout
             gate.set()
             assert reader.wait(20) == 0

@@ -163,7 +163,11 @@ def main() -> None:
         os.dup2(null, 0)
         os.dup2(null, 2)
         os.close(null)
-        answer(pid=os.getpid())
+        try:
+            answer(pid=os.getpid())
+        except BrokenPipeError:
+            # Whoever wanted the mount has given up, and said that there is none.
+            os.kill(os.getpid(), signal.SIGTERM)
         os.close(ready)
 
     try:

@@ -7,6 +7,14 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$checkout"
 
+# Some tests use these programs, and are skipped where nobody can install them.
+programs=()
+command -v bsdtar >/dev/null || programs+=(libarchive-tools)
+command -v rsync >/dev/null || programs+=(rsync)
+if [ ${#programs[@]} -gt 0 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    apt_install "for tests" "${programs[@]}"
+fi
+
 failed=()
 
 check() {

@@ -19,15 +19,18 @@ from tests.hub import FaultHub
 pytest_plugins = ["tests.leaks"]
 
 
+#: Variables by which the machine could lead requests elsewhere, or trust others.
+OUTSIDE = {
+    "http_proxy", "https_proxy", "all_proxy", "no_proxy",
+    "ssl_cert_file", "ssl_cert_dir", "requests_ca_bundle", "curl_ca_bundle",
+}  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test, and nothing of a test reaches the machine."""
     for name in list(os.environ):
-        if name.startswith(("HUBFS_", "TFHUB_")) or name.lower() in (
-            "http_proxy",
-            "https_proxy",
-            "all_proxy",
-        ):
+        if name.startswith(("HUBFS_", "TFHUB_")) or name.lower() in OUTSIDE:
             monkeypatch.delenv(name)
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         directory = tmp_path / "home" / name.lower()

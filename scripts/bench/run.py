@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Benchmarks of hubfs: everything on one machine, with servers of its own, against baselines of the same run.
 
-    scripts/bench/run.py                     quick: small models, 3 runs; about 10 minutes
-    scripts/bench/run.py full --json FILE    the sizes of the figures in the docs, 5 runs; about an hour
+    scripts/bench/run.py                     quick: small models, 3 runs; about 5 minutes
+    scripts/bench/run.py full --json FILE    the sizes of the figures in the docs, 5 runs; about 45 minutes
     scripts/bench/run.py full --markdown docs/benchmarks.md
     scripts/bench/run.py --only read pull    some parts (the beginning of a name is enough)
 

@@ -23,7 +23,7 @@ from isal import igzip
 
 from tests.hub import Fault, FaultHub
 from tests.models import make_archive, make_tree
-from tests.mount.conftest import put_into_cache, raw_listing, read_tree
+from tests.mount.conftest import put_into_cache, raw_listing, read_tree, until_cached
 
 SIZE = 3_000_001
 TREE = make_tree(size=SIZE)
@@ -223,6 +223,7 @@ class TestAttributes:
         mounted = mount(hub)
         assert read_tree(mounted.path / "google/demo/1") == TREE
         assert len(read_tree(mounted.path / "google/demo/2")) == len(TREE)
+        until_cached(mounted.cache, 2)
         return mounted
 
     @staticmethod

@@ -320,6 +320,7 @@ class TestUnversioned:
         hub.add("google/demo", make_archive(TREE))
         first = mount(hub)
         assert (first.path / "google/demo/saved_model.pb").read_bytes() == TREE["saved_model.pb"]
+        until_cached(first.cache)
         first.unmount()
         hub.clear_log()
         assert read_tree(mount(hub).path / "google/demo") == TREE

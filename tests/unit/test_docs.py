@@ -13,7 +13,9 @@ def test_readme_has_the_present_settings() -> None:
 
 
 def test_readme_names_every_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "hubfs", "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "hubfs", "--help"], capture_output=True, text=True, timeout=60
+    )
     commands = done.stdout.partition("Commands:")[2].partition("An example")[0]
     names = [line.split()[0] for line in commands.splitlines() if line.startswith("  ") and line.strip()]
     assert len(names) == 8

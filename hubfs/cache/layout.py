@@ -6,6 +6,7 @@ Source: tensorflow_hub's `resolver.py`, `atomic_download` and what it calls.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -190,6 +191,15 @@ class DownloadLock:
                 os.link(temporary, self.path)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+                    raise
+                # A file system without hard links. Others may see the lock before its content.
+                try:
+                    with self.path.open("x", encoding="utf8") as file:
+                        file.write(self._content)
+                except FileExistsError:
+                    return False
         finally:
             temporary.unlink(missing_ok=True)
         # tensorflow_hub looks and then renames over: it may have taken the place of our lock just now.

@@ -121,7 +121,7 @@ class Manifest:
     def save(self, path: Path, directory: Path) -> None:
         """
         Args:
-            directory: where the files are; it may be renamed afterwards, but not copied.
+            directory: where the files are.
 
         Raises:
             OSError: it could not be written.

@@ -188,7 +188,6 @@ class Transfer:
         model = self._layout.model(self._key)
         try:
             sync(lock.tmp)
-            manifest.save(self._layout.manifest(self._key), lock.tmp)
             write_descriptor(self._layout.descriptor(self._key), self.handle)
             if not lock.is_ours:
                 # Another process thought us dead and took over: it publishes the same files.
@@ -203,6 +202,11 @@ class Transfer:
             _sync_directory(self._layout.root)
         except OSError as error:
             raise from_os_error(error, self.handle, "publishing it in the cache") from error
+        # After the rename: a manifest must never speak for another directory than it was made of.
+        try:
+            manifest.save(self._layout.manifest(self._key), model)
+        except OSError as error:
+            log.warning("%s: its manifest cannot be kept: %s", self.handle, error)
         self._outcome.published(model)
 
 

@@ -71,6 +71,18 @@ class Mount:
                 raise RuntimeError(f"the mount knows {found} models instead of {count}")
             time.sleep(0.05)
 
+    def wait_until_idle(self, timeout: float = 60.0) -> None:
+        """Wait until the daemon has done in the background what it does after its start."""
+        deadline, before = time.monotonic() + timeout, -1
+        while (now := self._cpu_ticks()) != before and time.monotonic() < deadline:
+            before = now
+            time.sleep(0.25)
+
+    def _cpu_ticks(self) -> int:
+        """User and system time so far, of all its threads (proc(5))."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
     def memory(self) -> dict[str, float]:
         """Resident and proportional memory of the daemon, in MB."""
         text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
@@ -113,7 +125,7 @@ class Bench:
 
     @contextmanager
     def mounted(self, cache: Path, hub: str = NOWHERE, **settings: Any) -> Iterator[Mount]:
-        """A mount for the length of a `with` block, made as `hubfs mount` makes it."""
+        """A mount for the length of a `with` block, made as `hubfs mount` makes it, and idle at first."""
         path = self.fresh("mnt")
         flags = {
             "hub": hub,
@@ -124,7 +136,9 @@ class Bench:
         }
         pid = daemon.start(Settings.load(flags, environ={}, config_file=Path(os.devnull)), path)
         try:
-            yield Mount(path, cache, pid)
+            mount = Mount(path, cache, pid)
+            mount.wait_until_idle()
+            yield mount
         finally:
             unmount(path, pid)
 

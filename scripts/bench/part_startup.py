@@ -55,6 +55,7 @@ def _start(bench: Bench, cache: Cache, memory: dict[str, list[float]]) -> dict[s
         times["command returns"] = time.perf_counter() - began
         mount = Mount(path, cache.root, mounts.status(path)["pid"])
         mount.wait_for_models(len(cache.paths))
+        mount.wait_until_idle()
         _note_memory(mount, "idle", memory)
         if cache.paths:
             run_quietly("find", str(path), "-type", "f")

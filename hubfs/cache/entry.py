@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Final
 
@@ -201,17 +202,43 @@ class Entry(EntryState):
         return self._until(there, wait)
 
 
-class OpenFile:
+class Readable(ABC):
+    """Something open for reading.
+
+    Attributes:
+        direct: the kernel is to keep no pages of it, nor to use those that it has.
+    """
+
+    direct: bool
+
+    @abstractmethod
+    def read_into(self, buffer: memoryview, offset: int, wait: Wait) -> int:
+        """Fill `buffer` from `offset` on, as far as there is content; returns the bytes read.
+
+        Raises:
+            HubfsError: they cannot be had.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nobody reads it any more."""
+
+    def read(self, size: int, offset: int, wait: Wait) -> bytes:
+        """The same, for those who have no buffer."""
+        buffer = bytearray(size)
+        return bytes(buffer[: self.read_into(memoryview(buffer), offset, wait)])
+
+
+class OpenFile(Readable):
     """A file of a version, open for reading; it may still be arriving.
+
+    Its pages are kept by the kernel from one open to the next, since a version never changes. To drop them
+    at an open would besides make it wait, deaf to signals, for reads of others that are waiting for bytes.
 
     Attributes:
         size: bytes; known from the start.
-        keep_cache: always, since a version never changes. To drop pages at an open instead would make it
-            wait, deaf to signals, for reads of others that are waiting for bytes.
-        direct: the kernel may hold bytes of a failed attempt and is not to be asked.
+        direct: the kernel may hold bytes of a failed attempt.
     """
-
-    keep_cache = True
 
     def __init__(
         self, entry: Entry, inner: str, descriptor: int, size: int, arrival: Arrival | None, direct: bool
@@ -224,27 +251,22 @@ class OpenFile:
         self._descriptor = descriptor
         self._arrival = arrival
 
-    def read(self, size: int, offset: int, wait: Wait) -> bytes:
-        """Exactly `size` bytes from `offset` on, fewer only at the end of the file.
-
-        Raises:
-            HubfsError: they cannot be had.
-        """
-        expected = max(0, min(size, self.size - offset))
+    def read_into(self, buffer: memoryview, offset: int, wait: Wait) -> int:
+        expected = max(0, min(len(buffer), self.size - offset))
         if not expected:
-            return b""
+            return 0
         arrival = self._arrival
         if arrival is not None and arrival.verified:
             arrival = self._arrival = None
         while arrival is not None and not self.entry.wait_written(self, arrival, offset + expected, wait):
             arrival = self._begin_again(arrival, wait)
-        data = os.pread(self._descriptor, expected, offset)
-        while len(data) < expected:
-            more = os.pread(self._descriptor, expected - len(data), offset + len(data))
-            if not more:
+        done = 0
+        while done < expected:
+            count = os.preadv(self._descriptor, [buffer[done:expected]], offset + done)
+            if not count:
                 raise CacheError(f"{self.entry.handle}: {self.inner} was cut off in the cache directory")
-            data += more
-        return data
+            done += count
+        return done
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from hubfs.cache.entry import Readable
 from hubfs.cache.state import EntryState, Wait
 from hubfs.cache.store import Store
 from hubfs.errors import NotFoundError
@@ -62,17 +63,18 @@ class Control:
         return {}
 
 
-class ControlFile:
+class ControlFile(Readable):
     """A control file's content as it was when the file was opened."""
 
-    keep_cache = False
     direct = True
 
     def __init__(self, content: bytes) -> None:
         self._content = content
 
-    def read(self, size: int, offset: int, wait: Wait) -> bytes:
-        return self._content[offset : offset + size]
+    def read_into(self, buffer: memoryview, offset: int, wait: Wait) -> int:
+        part = self._content[offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
 
     def close(self) -> None:
         """There is nothing to close."""

@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
 
-from hubfs.cache.entry import Entry
+from hubfs.cache.entry import Entry, Readable
 from hubfs.cache.manifest import DirectoryInfo, FileInfo, Info
 from hubfs.cache.state import Wait
 from hubfs.cache.store import Store
@@ -39,22 +38,6 @@ class Attributes:
     size: int
     mtime: float
     stored: int
-
-
-class Readable(Protocol):
-    """An open file.
-
-    Attributes:
-        keep_cache: pages that the kernel holds of it may stay.
-        direct: the kernel is not to keep pages of it, nor to believe its size.
-    """
-
-    keep_cache: bool
-    direct: bool
-
-    def read(self, size: int, offset: int, wait: Wait) -> bytes: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

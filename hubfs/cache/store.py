@@ -118,6 +118,13 @@ class Store:
         with self._lock:
             return self._entries.get(handle)
 
+    def cached_entry(self, handle: str) -> Entry | None:
+        """The entry if it is in memory or in the cache. Does not wait for a scan of the cache."""
+        known = self.known_entry(handle)
+        if known is None and (self.index.has(handle) or is_present(self.layout.model(cache_key(handle)))):
+            return self.entry(handle)
+        return known
+
     def locate(self, handle: str) -> Origin:
         """Ask the hub where a version is, trying again where that can help.
 
@@ -285,7 +292,8 @@ class Store:
         if len(self._entries) <= IDLE_ENTRIES or time.monotonic() < self._next_forgetting:
             return
         self._next_forgetting = time.monotonic() + 1
-        limit = time.monotonic() - 10
+        # One that was given out just now may be about to be used.
+        limit = time.monotonic() - 1
         idle = [h for h, e in self._entries.items() if e.touched < limit and e.is_idle]
         for handle in idle[: max(0, len(self._entries) - IDLE_ENTRIES * 3 // 4)]:
             del self._entries[handle]

@@ -177,9 +177,10 @@ class Tree:
                 continue
             if not isinstance(place, Namespace) or place.handle is None:
                 continue
-            if not surely:
-                self._store.index.refresh()
-            entry, inner = self._unversioned(place.handle), "/".join(parts[cut:])
+            entry = (
+                self._store.known_entry(place.handle) if surely else self._store.cached_entry(place.handle)
+            )
+            inner = "/".join(parts[cut:])
             manifest = entry.peek() if entry else None
             if entry is None:
                 continue
@@ -188,12 +189,6 @@ class Tree:
                     yield InEntry(entry, inner)
             elif not surely and entry.is_under_way():
                 yield InEntry(entry, inner)
-
-    def _unversioned(self, handle: str) -> Entry | None:
-        """The entry of an unversioned handle, if it is in memory or in the cache."""
-        if self._store.index.has(handle):
-            return self._store.entry(handle)
-        return self._store.known_entry(handle)
 
     def _names(self, path: str, wait: Wait) -> dict[str, bool]:
         """Names in a directory, and whether each is a directory."""
@@ -211,7 +206,7 @@ class Tree:
 
     def _namespace_names(self, place: Namespace) -> dict[str, bool]:
         names = dict.fromkeys(self._store.index.below(place.parts), True)
-        entry = self._unversioned(place.handle) if place.handle else None
+        entry = self._store.cached_entry(place.handle) if place.handle else None
         manifest = entry.peek() if entry else None
         if manifest is not None:
             names = {**(manifest.children("") or {}), **names}

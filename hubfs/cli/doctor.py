@@ -144,6 +144,10 @@ def check_libfuse(library: ctypes.CDLL | None) -> Check:
     if (name := os.environ.get("FUSE_LIBRARY_NAME")) not in (None, "", "fuse3"):
         advice = "unset it: hubfs needs libfuse 3 and takes `fuse3`"
         return Check("libfuse", "warning", f"{found}, but FUSE_LIBRARY_NAME is {name}", advice)
+    if _version(_libfuse_version(library)) < (3, 14):
+        # hubfs.fs.parallel needs fuse_session_custom_io.
+        advice = "a newer distribution (Debian 12, Ubuntu 24.04) has one that does not"
+        return Check("libfuse", "warning", f"{found} looks up names of one directory one at a time", advice)
     return Check("libfuse", "ok", found)
 
 

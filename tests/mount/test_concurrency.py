@@ -72,7 +72,9 @@ def run_python(code: str, *args: object) -> subprocess.Popen[str]:
 
 
 def cat(path: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["cat", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A shell that starts the tests in the background has them, and what they start, ignore SIGINT.
+    command = ["env", "--default-signal=INT", "cat", str(path)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 class TestOneTransferForAll:

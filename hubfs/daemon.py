@@ -209,7 +209,7 @@ def _after_start(store: Any, mountpoint: Path, on_ready: Callable[[], None]) -> 
         store.net.prepare()
         store.index.refresh()
         store.clean_up()
-        store.index.size()
+        store.index.totals()
     except OSError as error:
         log.warning("looking through the cache failed: %s", error)
 

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 #: A scan is followed by a pause of so many times its length: at most a twentieth of the time is spent on it.
 SCAN_PAUSE: Final = 20
+#: Seconds that a status waits for the models to be counted.
+PATIENCE: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -42,6 +44,8 @@ class Index:
         self._lock = threading.Lock()  # protects what follows
         self._scanned: int | None = None
         self._next_scan = 0.0
+        self._totals = (0, 0)
+        self._counter: threading.Thread | None = None
         self._paths: dict[str, str | None] = {}
         self._sizes: dict[str, tuple[int, int]] = {}  # by key: time of the manifest in ns, bytes
         self._root = _Names()
@@ -115,6 +119,29 @@ class Index:
                     return []
                 names = names.children[part]
             return sorted(names.children)
+
+    def totals(self) -> tuple[int, int]:
+        """`count` and `size`, or what they were when last counted if that takes longer than a moment."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with self._lock:
+                counter = self._counter
+                earlier = counter is not None and counter.is_alive()
+                if not earlier:
+                    counter = threading.Thread(target=self._count_all, name="hubfs-count", daemon=True)
+                    self._counter = counter
+                    counter.start()
+            assert counter is not None
+            counter.join(max(0.0, deadline - time.monotonic()))
+            # One that ran already may have looked before the latest change.
+            if not earlier or counter.is_alive():
+                return self._totals
+
+    def _count_all(self) -> None:
+        try:
+            self._totals = self.count(), self.size()
+        except OSError as error:
+            log.warning("the models in the cache cannot be counted: %s", error)
 
     def count(self) -> int:
         """Models in the cache, also those that this mount does not show."""

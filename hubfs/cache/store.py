@@ -224,11 +224,12 @@ class Store:
     def status(self) -> dict[str, Any]:
         """The parts of status.json that are about the cache."""
         running = [entry.snapshot() for entry in self.running()]
+        models, size = self.index.totals()
         return {
             "cache": {
                 "dir": str(self.layout.root),
-                "size": self.index.size(),
-                "models": self.index.count(),
+                "size": size,
+                "models": models,
                 "free": self.space()[1],
             },
             "transfers": [

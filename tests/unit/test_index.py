@@ -279,3 +279,12 @@ def test_many_readers_while_models_come_and_go(index: Index, layout: Layout, put
     soon(names(index, "google"), ["stays"])
     soon(index.count, 1)
     assert os.listdir(layout.root)
+
+
+def test_totals_do_not_wait_for_a_scan_that_takes_long(index: Index, put: Put) -> None:
+    put("google/m/1", manifest=True)
+    assert index.totals() == (1, 1)
+    put("google/m/2", manifest=True)
+    with index._scan_lock:
+        assert index.totals() == (1, 1)
+    soon(index.totals, (2, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -130,6 +131,8 @@ class Transfer:
                     raise
                 log.warning("%s; starting again from zero", error)
                 shutil.rmtree(lock.tmp)
+                # What the hub said of size and ETag when it was asked may no longer hold.
+                origin = dataclasses.replace(origin, size=None, etag=None)
                 continue
             except OSError as error:
                 failure = from_os_error(error, self.handle, "writing to the cache")

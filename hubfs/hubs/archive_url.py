@@ -30,14 +30,18 @@ def probe(net: Net, handle: str, url: str) -> Archive:
     Raises:
         HubfsError: there is none, or no answer.
     """
+    etag = None
     with net.get(url, handle, {"Range": "bytes=0-0"}) as response:
         if response.status_code == 206:
             match = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
             size = int(match[1]) if match else None
+            etag = response.headers.get("ETag")
+            if etag is not None and not etag.startswith('"'):
+                etag = None  # A weak one does not tell whether bytes are the same.
         elif response.status_code == 200:
             length = response.headers.get("Content-Length", "")
             size = int(length) if re.fullmatch("[0-9]+", length) else None
         else:
             # 416: it exists and is empty. The transfer will say so.
             size = 0
-    return Archive(handle, url, size)
+    return Archive(handle, url, size, etag)

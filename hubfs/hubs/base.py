@@ -15,11 +15,13 @@ class Archive:
         url: where to ask for them. Redirects are followed afresh each time: what they lead to may be
             signed for a few days only.
         size: bytes of the archive, `None` where the hub does not say.
+        etag: its strong ETag, if the hub gives ranges of it.
     """
 
     handle: str
     url: str
     size: int | None = None
+    etag: str | None = None
 
 
 Origin = Archive

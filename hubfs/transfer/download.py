@@ -1,48 +1,34 @@
-"""One archive's bytes in order, over one connection that resumes where it broke, checked at the end."""
+"""One archive's bytes in order, from one or several connections, checked as a whole."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import queue
 import re
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import google_crc32c
 
-from hubfs.errors import DamagedError, HubfsError, ProtocolError, StoppedError, UnavailableError
+from hubfs.errors import DamagedError, StoppedError
 from hubfs.hubs.base import Archive
 from hubfs.net import Net
+from hubfs.transfer.ranges import SEVERAL_FROM, NoRangesError, Parts, Stream
 
 if TYPE_CHECKING:
-    import requests
-
     from hubfs.config import Settings
 
-#: Most bytes taken from a connection at once.
-CHUNK: Final = 1 << 20
 #: Chunks between the connection and the inflating thread: bounds the memory of a transfer.
 QUEUE: Final = 8
-#: Slower than this over `stall_timeout`, a connection counts as stalled. In bytes per second.
-SLOWEST: Final = 1024
-#: An attempt that brought at least so many bytes made progress: the count of failures starts anew.
-PROGRESS: Final = 64 * 1024
-
-
-class ChangedOriginError(DamagedError):
-    """The archive at the hub is another one than when the transfer began: start from zero."""
 
 
 class Download:
     """Iterates over an archive's bytes.
 
-    Iterating raises `UnavailableError` after too many failures in a row, `ChangedOriginError` when the
-    hub has another archive meanwhile, `DamagedError` when length or checksum are not what the hub said,
-    and `StoppedError` after `cancel` was set.
+    Iterating raises what `hubfs.transfer.ranges.Stream` does, and `DamagedError` when length or checksum
+    are not what the hub said.
     """
 
     def __init__(
@@ -55,6 +41,7 @@ class Download:
     ) -> None:
         """
         Args:
+            origin: comes over several connections if it is large and has an ETag.
             on_bytes: called with the bytes received so far and the archive's size, if known.
         """
         self._net = net
@@ -62,112 +49,40 @@ class Download:
         self._settings = settings
         self._cancel = cancel
         self._on_bytes = on_bytes
+        self._source: Stream | Parts = Stream(net, origin, settings, cancel)
         self._received = 0
-        self._total: int | None = None
-        self._etag: str | None = None
-        self._digests: Digests | None = None
-        self._response: requests.Response | None = None
 
     def abort(self) -> None:
-        """Wake a thread that waits for this download's connection. `cancel` must have been set before."""
-        response = self._response
-        if response is not None:
-            # The thread that reads it may be closing it just now, in whatever state that is.
-            with contextlib.suppress(OSError, ValueError, RuntimeError):
-                response.raw.shutdown()
+        """Wake the threads that wait for this download's connections. `cancel` must have been set before."""
+        self._source.abort()
 
     def __iter__(self) -> Iterator[bytes]:
-        failures = 0
-        while True:
-            before = self._received
-            try:
-                yield from self._one_connection()
-                break
-            except UnavailableError as error:
-                if self._received - before >= PROGRESS:
-                    failures = 0
-                failures += 1
-                if failures > self._settings.retries:
-                    raise
-                self._check_cancel()
-                self._net.pause(failures, error, self._cancel)
-        assert self._digests is not None
-        self._digests.verify(self._origin.handle)
-
-    def _check_cancel(self) -> None:
-        if self._cancel.is_set():
-            raise StoppedError(f"{self._origin.handle}: the transfer was stopped")
-
-    def _one_connection(self) -> Iterator[bytes]:
-        handle, offset = self._origin.handle, self._received
-        self._check_cancel()
-        headers = {}
-        if offset and self._etag:
-            headers = {"Range": f"bytes={offset}-", "If-Range": self._etag}
-        elif offset:
-            # Without a strong validator a continuation could be another archive's.
-            raise ChangedOriginError(f"{handle}: the connection broke and the hub offers no way to resume")
-        with self._net.get(self._origin.url, handle, headers) as response:
-            self._response = response
-            try:
-                skip = self._accept(response, offset)
-                for chunk in self._chunks(response):
-                    if skip >= len(chunk):
-                        skip -= len(chunk)
-                        continue
-                    if skip:
-                        chunk, skip = chunk[skip:], 0
-                    assert self._digests is not None
-                    self._digests.update(chunk)
-                    self._received += len(chunk)
-                    self._on_bytes(self._received, self._total)
-                    yield chunk
-            finally:
-                self._response = None
-        if self._total is not None and self._received != self._total:
-            raise UnavailableError(
-                f"{handle}: the hub sent {self._received} of {self._total} bytes", hint="try again later"
-            )
-
-    def _accept(self, response: requests.Response, offset: int) -> int:
-        """Compare an answer with what is there already; returns how many of its bytes to leave out."""
-        handle, etag = self._origin.handle, strong_etag(response.headers)
-        if response.status_code == 416:
-            if offset:
-                raise ChangedOriginError(f"{handle}: the archive at the hub became shorter")
-            raise DamagedError(f"{handle}: the hub sent an empty archive")
-        start, total = 0, _content_length(response)
-        if response.status_code == 206:
-            start, total = _content_range(response, handle)
-            if start != offset:
-                raise UnavailableError(f"{handle}: the hub sent bytes from {start} instead of from {offset}")
-        if not offset:
-            self._total, self._etag = total, etag
-            self._digests = Digests(response.headers)
-            return 0
-        if etag != self._etag or (total is not None and self._total not in (None, total)):
-            raise ChangedOriginError(f"{handle}: the archive at the hub changed during the transfer")
-        return offset - start
-
-    def _chunks(self, response: requests.Response) -> Iterator[bytes]:
-        handle = self._origin.handle
-        window_start, window_bytes = time.monotonic(), 0
-        while True:
-            self._check_cancel()
-            try:
-                chunk: bytes = response.raw.read1(CHUNK, decode_content=False)
-            except Exception as error:
-                self._check_cancel()
-                raise _broken(error, handle) from error
-            if not chunk:
-                return
+        origin, digests = self._origin, None
+        for chunk in self._ordered():
+            if digests is None:
+                digests = Digests(self._source.headers or {})
+            digests.update(chunk)
+            self._received += len(chunk)
+            total = self._source.total if isinstance(self._source, Stream) else origin.size
+            self._on_bytes(self._received, total)
             yield chunk
-            window_bytes += len(chunk)
-            elapsed = time.monotonic() - window_start
-            if elapsed >= self._settings.stall_timeout:
-                if window_bytes < SLOWEST * elapsed:
-                    raise UnavailableError(f"{handle}: the hub sends less than {SLOWEST} bytes a second")
-                window_start, window_bytes = time.monotonic(), 0
+        if digests is not None:
+            digests.verify(origin.handle)
+
+    def _ordered(self) -> Iterator[bytes]:
+        origin = self._origin
+        if origin.etag is not None and origin.size is not None and origin.size >= SEVERAL_FROM:
+            self._source = Parts(self._net, origin, self._settings)
+            if self._cancel.is_set():
+                raise StoppedError(f"{origin.handle}: the transfer was stopped")
+            try:
+                yield from self._source
+                return
+            except NoRangesError:
+                self._source = Stream(
+                    self._net, origin, self._settings, self._cancel, start=self._received, etag=origin.etag
+                )
+        yield from self._source
 
 
 class Digests:
@@ -226,33 +141,6 @@ def _add_base64(found: dict[str, bytes], name: str, value: str) -> None:
         return
     if len(raw) == {"md5": 16, "crc32c": 4}[name]:
         found[name] = raw
-
-
-def strong_etag(headers: Mapping[str, str]) -> str | None:
-    """The ETag if it may be used with If-Range (RFC 9110 §13.1.5 allows strong ones only)."""
-    etag = headers.get("ETag", "")
-    return etag if etag.startswith('"') else None
-
-
-def _content_length(response: requests.Response) -> int | None:
-    text = response.headers.get("Content-Length", "")
-    return int(text) if re.fullmatch("[0-9]+", text) else None
-
-
-def _content_range(response: requests.Response, handle: str) -> tuple[int, int | None]:
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if not match:
-        raise UnavailableError(f"{handle}: the hub sent a part of the archive without saying which")
-    return int(match[1]), None if match[2] == "*" else int(match[2])
-
-
-def _broken(error: Exception, handle: str) -> HubfsError:
-    """The error for a body that could not be read on."""
-    import urllib3
-
-    if isinstance(error, (urllib3.exceptions.HTTPError, OSError, ValueError)):
-        return UnavailableError(f"{handle}: the connection broke: {error}", hint="try again later")
-    return ProtocolError(f"{handle}: the body could not be read: {error!r}")
 
 
 def in_background(chunks: Iterator[bytes], stop: Callable[[], None]) -> Generator[bytes, None, None]:

@@ -20,16 +20,8 @@ from hubfs.errors import DamagedError, NotFoundError, StoppedError, UnavailableE
 from hubfs.handles import compressed_url
 from hubfs.hubs.base import Archive
 from hubfs.net import Net
-from hubfs.transfer.download import (
-    PROGRESS,
-    QUEUE,
-    ChangedOriginError,
-    Digests,
-    Download,
-    declared_digests,
-    in_background,
-    strong_etag,
-)
+from hubfs.transfer.download import QUEUE, Digests, Download, declared_digests, in_background
+from hubfs.transfer.ranges import PROGRESS, ChangedOriginError, strong_etag
 from tests.faults import Answer
 from tests.hub import Fault, FaultHub
 

@@ -161,6 +161,9 @@ class Tree:
             if isinstance(above, Namespace) and above.handle:
                 return InEntry(self._store.entry(above.handle), parts[-1])
         if isinstance(place, RefusedError):
+            if len(parts) == 2 and parts[0].endswith(":"):
+                # A host: who typed it will look for the reason.
+                self._store.note_failure(f"{parts[0]}//{parts[1]}", place)
             raise place
         return place
 

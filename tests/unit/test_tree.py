@@ -22,7 +22,7 @@ from hubfs.cache.layout import write_descriptor
 from hubfs.cache.state import Wait
 from hubfs.cache.store import Store
 from hubfs.config import Settings
-from hubfs.errors import HubfsError, NotFoundError, StalledError
+from hubfs.errors import HubfsError, NotFoundError, RefusedError, StalledError
 from hubfs.fs.control import Control
 from hubfs.fs.tree import Attributes, Tree, inode
 from hubfs.handles import cache_key
@@ -139,6 +139,14 @@ def test_host_that_is_not_allowed_is_not_there(shown: Shown) -> None:
         for path in (f"/http:/{other.host}", f"/http:/{other.host}/x", f"/http:/{other.host}/x/model.tar.gz"):
             assert shown.error(path) == errno.ENOENT
         assert other.requests() == []
+
+
+def test_why_a_host_is_not_there_is_told_at_the_top(shown: Shown) -> None:
+    with pytest.raises(RefusedError):
+        shown.stat("/https:/other.example.org")
+    [why] = shown.tree.extended_attributes("/").values()
+    assert b"other.example.org" in why
+    assert b"--allow-host" in why
 
 
 # ---- rule 1: only what can be a model is asked for

@@ -16,6 +16,7 @@ from hubfs.config import Settings
 from hubfs.errors import HubfsError, InterruptedWait, StoppedError
 
 if TYPE_CHECKING:
+    from hubfs.cache.state import Snapshot
     from hubfs.cache.store import Model, Store
 
 #: Models that `pull` brings in at the same time.
@@ -177,7 +178,7 @@ def _pull_one(
     return Pulled(text, str(path), size, cached, None)
 
 
-def _status(text: str, snapshot: Any) -> TransferStatus:
+def _status(text: str, snapshot: Snapshot) -> TransferStatus:
     state = "transferring" if snapshot.received else "waiting"
     return TransferStatus(text, state, snapshot.received, snapshot.total, snapshot.written, snapshot.rate)
 

@@ -281,3 +281,15 @@ def parse_retry_after(value: str | None, now: float | None = None) -> float | No
         when = when.replace(tzinfo=timezone.utc)
     reference = datetime.fromtimestamp(time.time() if now is None else now, timezone.utc)
     return max(0.0, (when - reference).total_seconds())
+
+
+def strong_etag(headers: Mapping[str, str]) -> str | None:
+    """The ETag if it may be used with If-Range (RFC 9110 §13.1.5 allows strong ones only)."""
+    etag = headers.get("ETag", "")
+    return etag if etag.startswith('"') else None
+
+
+def content_length(headers: Mapping[str, str]) -> int | None:
+    """Bytes that `Content-Length` announces, `None` if it is missing or no number."""
+    text = headers.get("Content-Length", "")
+    return int(text) if re.fullmatch("[0-9]+", text) else None

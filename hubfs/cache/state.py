@@ -81,9 +81,8 @@ class EntryState:
         self.handle = handle
         self.key = key
         self._store = store
-        self._lock = threading.Lock()
         #: Notified at each change. Its lock protects all of the attributes below.
-        self.changed = threading.Condition(self._lock)
+        self.changed = threading.Condition(threading.Lock())
         self._manifest: Manifest | None = None
         self._directory: Path | None = None
         self._origin: Origin | None = None

@@ -6,7 +6,7 @@ import re
 
 from hubfs.handles import compressed_url, is_archive
 from hubfs.hubs.base import Archive, Origin
-from hubfs.net import Net
+from hubfs.net import Net, content_length, strong_etag
 
 
 class ArchiveUrl:
@@ -35,12 +35,9 @@ def probe(net: Net, handle: str, url: str) -> Archive:
         if response.status_code == 206:
             match = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
             size = int(match[1]) if match else None
-            etag = response.headers.get("ETag")
-            if etag is not None and not etag.startswith('"'):
-                etag = None  # A weak one does not tell whether bytes are the same.
+            etag = strong_etag(response.headers)
         elif response.status_code == 200:
-            length = response.headers.get("Content-Length", "")
-            size = int(length) if re.fullmatch("[0-9]+", length) else None
+            size = content_length(response.headers)
         else:
             # 416: it exists and is empty. The transfer will say so.
             size = 0

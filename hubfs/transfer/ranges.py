@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from hubfs.errors import DamagedError, HubfsError, ProtocolError, StoppedError, UnavailableError
 from hubfs.hubs.base import Archive
-from hubfs.net import Net
+from hubfs.net import Net, content_length, strong_etag
 
 if TYPE_CHECKING:
     import requests
@@ -151,7 +151,7 @@ class Stream:
             if self.at:
                 raise ChangedOriginError(f"{handle}: the archive at the hub became shorter")
             raise DamagedError(f"{handle}: the hub sent an empty archive")
-        start, total = 0, _content_length(response)
+        start, total = 0, content_length(response.headers)
         if response.status_code == 206:
             start, total = _content_range(response, handle)
             if start != self.at:
@@ -264,17 +264,6 @@ class Parts:
                 self.headers = part.stream.headers
             yield chunk
         self._window.popleft()
-
-
-def strong_etag(headers: Mapping[str, str]) -> str | None:
-    """The ETag if it may be used with If-Range (RFC 9110 §13.1.5 allows strong ones only)."""
-    etag = headers.get("ETag", "")
-    return etag if etag.startswith('"') else None
-
-
-def _content_length(response: requests.Response) -> int | None:
-    text = response.headers.get("Content-Length", "")
-    return int(text) if re.fullmatch("[0-9]+", text) else None
 
 
 def _content_range(response: requests.Response, handle: str) -> tuple[int, int | None]:

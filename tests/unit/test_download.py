@@ -19,9 +19,9 @@ from hubfs.config import Settings
 from hubfs.errors import DamagedError, NotFoundError, StoppedError, UnavailableError
 from hubfs.handles import compressed_url
 from hubfs.hubs.base import Archive
-from hubfs.net import Net
+from hubfs.net import Net, strong_etag
 from hubfs.transfer.download import QUEUE, Digests, Download, declared_digests, in_background
-from hubfs.transfer.ranges import PROGRESS, ChangedOriginError, strong_etag
+from hubfs.transfer.ranges import PROGRESS, ChangedOriginError
 from tests.faults import Answer
 from tests.hub import Fault, FaultHub
 

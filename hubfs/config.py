@@ -70,6 +70,9 @@ class Settings:
         False, "let readers wait until a model's archive has arrived and been checked as a whole"
     )
     read_timeout: float = _setting(120.0, "how long a reader waits while nothing arrives", unit="seconds")
+    connections: int = _setting(
+        8, "connections to one host at a time, over all transfers; each has at least one"
+    )
     connect_timeout: float = _setting(10.0, "how long a connection may take to open", unit="seconds")
     stall_timeout: float = _setting(
         30.0, "a connection slower than 1 KiB/s for so long is given up and resumed", unit="seconds"
@@ -95,6 +98,9 @@ class Settings:
     )
     download_progress: bool = _setting(
         False, "log the progress of downloads; any value turns it on", env="TFHUB_DOWNLOAD_PROGRESS"
+    )
+    passthrough: bool = _setting(
+        True, "let the kernel read complete files by itself where it can: Linux 6.9, libfuse 3.17.2, root"
     )
     allow_other: bool = _setting(False, "let other users of this machine read the mount")
     log_level: str = _setting("info", "debug, info, warning or error", metavar="LEVEL")

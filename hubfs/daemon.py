@@ -87,8 +87,10 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
     """
     # Imported here: `hubfs mount` in the background does not need them.
     from hubfs.cache.store import Store
-    from hubfs.fs import operations
+    from hubfs.fs import libfuse
     from hubfs.fs.control import Control
+    from hubfs.fs.operations import Operations
+    from hubfs.fs.passthrough import ReadModes
     from hubfs.fs.tree import Tree
 
     check(settings)
@@ -99,26 +101,30 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
         store = Store(settings)
         store.layout.create(settings.trust_cache_dir)
         about = _about(settings, mountpoint, lambda: ops.open_files)
-        tree = Tree(store, Control(store, about))
+        read_modes = ReadModes(settings.passthrough)
+        tree = Tree(store, Control(store, read_modes, about))
 
         def ready(session: int) -> None:
             def exit_session() -> None:
                 try:
                     store.begin_close()
                 finally:
-                    operations.end(session)
+                    libfuse.end(session)
 
             stopper.arm(exit_session)
             threading.Thread(
-                target=_after_start, args=(store, mountpoint, on_ready), name="hubfs-start", daemon=True
+                target=_after_start,
+                args=(store, read_modes, mountpoint, on_ready),
+                name="hubfs-start",
+                daemon=True,
             ).start()
 
-        ops = operations.Operations(tree, settings.read_timeout, ready)
+        ops = Operations(tree, read_modes, store.layout.root, settings.read_timeout, ready)
         log.info(
             "hubfs %s: mounting %s on %s, cache %s", __version__, settings.hub, mountpoint, settings.cache_dir
         )
         try:
-            operations.serve(ops, str(mountpoint), source=settings.hub, allow_other=settings.allow_other)
+            libfuse.serve(ops, str(mountpoint), source=settings.hub, allow_other=settings.allow_other)
         except RuntimeError as error:
             raise MountError(
                 f"{mountpoint}: libfuse could not mount (code {error})", hint="`hubfs doctor` finds out why"
@@ -198,10 +204,11 @@ def _read_answer(answers: IO[bytes], words: IO[bytes]) -> dict[str, Any]:
     return found
 
 
-def _after_start(store: Any, mountpoint: Path, on_ready: Callable[[], None]) -> None:
+def _after_start(store: Any, read_modes: Any, mountpoint: Path, on_ready: Callable[[], None]) -> None:
     """What need not be done before the mount answers."""
     # This very process is asked, by way of the kernel: once that worked, everybody can.
     os.statvfs(mountpoint)
+    read_modes.probe(store.layout.root)
     on_ready()
     _notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
     try:

@@ -5,6 +5,7 @@ Nothing here sends a request. A path that this module does not call a model is n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable
@@ -19,6 +20,8 @@ MODEL_FILES = frozenset({"saved_model.pb", "saved_model.pbtxt", "tfhub_module.pb
 _VERSION = re.compile(r"[0-9]+")
 _ARCHIVE = (".tar", ".tar.gz", ".tgz")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+#: Paths whose meaning is remembered: about 2 MB.
+_PLACES = 4096
 # Characters that would end or change the path of a URL, or that a URL parser could undo.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\\?#%\ud800-\udfff]")
 # What editors, shells and version control look for in any directory they pass through.
@@ -127,6 +130,8 @@ class HandleMap:
         self._address = Address.parse(split.scheme, split.netloc)
         self._prefix = tuple(part for part in split.path.split("/") if part)
         self._allowed = [Address.parse(scheme, host) for host in allow_hosts for scheme in _DEFAULT_PORTS]
+        # Each request of the kernel asks for a path and those above it.
+        self._known_place = functools.lru_cache(_PLACES)(self._place)
 
     def place(self, path: str) -> Place:
         """What a mount path (absolute or not, `//` folded or not) means.
@@ -134,6 +139,9 @@ class HandleMap:
         Raises:
             RefusedError: it cannot be a model, or its host is not allowed.
         """
+        return self._known_place(path)
+
+    def _place(self, path: str) -> Place:
         parts = tuple(part for part in path.split("/") if part)
         if not parts or not parts[0].endswith(":"):
             return self._below(self.hub, parts, parts)

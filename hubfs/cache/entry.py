@@ -194,7 +194,7 @@ class Entry(EntryState):
                 if arriving.delivered:
                     raise arrival.error
                 return False
-            if arriving.written >= end and arrival.released():
+            if arrival.has(arriving, end) and arrival.released():
                 arriving.delivered = True
                 return True
             return None
@@ -210,6 +210,11 @@ class Readable(ABC):
     """
 
     direct: bool
+
+    @property
+    def backing(self) -> int | None:
+        """A descriptor of a file on disk that has all of the content, if there is one."""
+        return None
 
     @abstractmethod
     def read_into(self, buffer: memoryview, offset: int, wait: Wait) -> int:
@@ -250,6 +255,11 @@ class OpenFile(Readable):
         self._lock = threading.Lock()  # protects the two below while they are exchanged
         self._descriptor = descriptor
         self._arrival = arrival
+
+    @property
+    def backing(self) -> int | None:
+        arrival = self._arrival
+        return self._descriptor if arrival is None or arrival.verified else None
 
     def read_into(self, buffer: memoryview, offset: int, wait: Wait) -> int:
         expected = max(0, min(len(buffer), self.size - offset))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import re
 import shutil
 import stat
 import sys
@@ -19,6 +18,7 @@ import typer
 from hubfs.cli.options import with_settings
 from hubfs.cli.output import print_json, size
 from hubfs.config import Settings
+from hubfs.fs.passthrough import obstacle, version
 
 if TYPE_CHECKING:
     import ctypes
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 #: Below these a download is likely to fail, or to fail soon.
 _LITTLE_SPACE = 10 * 2**30
 _NO_SPACE = 2**30
-
-_CAP_SYS_ADMIN = 21
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,9 @@ class Check:
     advice: str = ""
 
 
-@with_settings("hub", "cache_dir", "trust_cache_dir", "offline", "verify_certificates", "allow_other")
+@with_settings(
+    "hub", "cache_dir", "trust_cache_dir", "offline", "verify_certificates", "passthrough", "allow_other"
+)
 def doctor(
     settings: Settings,
     as_json: bool = typer.Option(False, "--json", help="print a JSON list, one object a check"),
@@ -75,7 +75,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield check_device()
     yield check_fusermount()
     yield check_libfuse(library)
-    yield check_passthrough(library)
+    yield check_passthrough(library, settings.passthrough)
     yield check_allow_other(settings.allow_other)
     yield check_cache(directory, settings.trust_cache_dir, settings.cache_is_temporary)
     yield check_space(directory)
@@ -85,7 +85,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
 def check_python() -> Check:
     """Whether this Python is new enough."""
     found = f"{platform.python_version()} at {sys.executable}"
-    if _version(platform.python_version()) >= (3, 10):
+    if version(platform.python_version()) >= (3, 10):
         return Check("Python", "ok", found)
     return Check("Python", "problem", found, "install hubfs with Python 3.10 or newer")
 
@@ -95,7 +95,7 @@ def check_kernel() -> Check:
     found = f"{platform.system()} {platform.release()}"
     if platform.system() != "Linux":
         return Check("kernel", "problem", found, "hubfs mounts on Linux only; `hubfs pull` works anywhere")
-    if _version(platform.release()) < (4, 18):
+    if version(platform.release()) < (4, 18):
         return Check(
             "kernel", "warning", found, "use Linux 4.18 or newer: before it, containers cannot mount"
         )
@@ -144,25 +144,21 @@ def check_libfuse(library: ctypes.CDLL | None) -> Check:
     if (name := os.environ.get("FUSE_LIBRARY_NAME")) not in (None, "", "fuse3"):
         advice = "unset it: hubfs needs libfuse 3 and takes `fuse3`"
         return Check("libfuse", "warning", f"{found}, but FUSE_LIBRARY_NAME is {name}", advice)
-    if _version(_libfuse_version(library)) < (3, 14):
+    if version(_libfuse_version(library)) < (3, 14):
         # hubfs.fs.parallel needs fuse_session_custom_io.
         advice = "a newer distribution (Debian 12, Ubuntu 24.04) has one that does not"
         return Check("libfuse", "warning", f"{found} looks up names of one directory one at a time", advice)
     return Check("libfuse", "ok", found)
 
 
-def check_passthrough(library: ctypes.CDLL | None) -> Check:
-    """Whether the kernel could read cached files by itself. Nothing depends on it."""
-    missing = []
-    if _version(platform.release()) < (6, 9):
-        missing.append("Linux 6.9")
-    if library is None or _version(_libfuse_version(library)) < (3, 17):
-        missing.append("libfuse 3.17")
-    if not _may_administer():
-        missing.append("CAP_SYS_ADMIN (root)")
-    if missing:
-        return Check("passthrough", "ok", f"not possible without {', '.join(missing)}; not needed")
-    return Check("passthrough", "ok", "possible; later versions of hubfs will use it")
+def check_passthrough(library: ctypes.CDLL | None, wanted: bool = True) -> Check:
+    """Whether the kernel can read cached files by itself. Nothing depends on it but speed."""
+    if not wanted:
+        return Check("passthrough", "ok", "turned off")
+    reason = obstacle(version(_libfuse_version(library)) if library else (0,))
+    if reason:
+        return Check("passthrough", "ok", f"not to be had ({reason}); files are read through the daemon")
+    return Check("passthrough", "ok", "the kernel reads complete files by itself")
 
 
 def check_allow_other(wanted: bool, path: Path = Path("/etc/fuse.conf")) -> Check:
@@ -268,16 +264,6 @@ def _libfuse_version(library: ctypes.CDLL) -> str:
 
     library.fuse_pkgversion.restype = ctypes.c_char_p
     return str(library.fuse_pkgversion().decode())
-
-
-def _may_administer() -> bool:
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return bool(match and int(match[1], 16) >> _CAP_SYS_ADMIN & 1)
-
-
-def _version(text: str) -> tuple[int, ...]:
-    match = re.match(r"(\d+)\.(\d+)", text)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _nearest(path: Path) -> Path:

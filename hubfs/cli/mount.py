@@ -89,6 +89,7 @@ def _describe(found: dict[str, Any]) -> str:
             ("hub", f"{found['hub']}{' (offline)' if found['offline'] else ''}, {found['load_format']}"),
             ("cache", _describe_cache(found["cache"])),
             ("daemon", f"pid {found['pid']}, hubfs {found['version']}, started {ago(found['started'])}"),
+            ("reading", _describe_reading(found["read_mode"], found["read_mode_reason"])),
             ("open files", str(found["open_files"])),
             *(("transfer", _describe_transfer(transfer)) for transfer in found["transfers"]),
             *(("failed", _describe_failure(failure)) for failure in found["failures"]),
@@ -102,6 +103,10 @@ def _describe_cache(cache: dict[str, Any]) -> str:
     free = "" if cache["free"] is None else f", {size(cache['free'])} free"
     plural = "" if cache["models"] == 1 else "s"
     return f"{cache['dir']}: {cache['models']} model{plural}, {size(cache['size'])}{free}"
+
+
+def _describe_reading(mode: str, reason: str) -> str:
+    return "passthrough: by the kernel itself" if not reason else f"{mode}; no passthrough: {reason}"
 
 
 def _describe_transfer(transfer: dict[str, Any]) -> str:

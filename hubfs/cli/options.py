@@ -22,7 +22,14 @@ CACHE = ("hub", "allow_hosts", "cache_dir", "trust_cache_dir")
 #: Every setting there is.
 ALL = tuple(field.name for field in dataclasses.fields(Settings))
 
-_ONLY_FOR_MOUNTS = ("verified_only", "download_progress", "allow_other", "log_level", "log_file")
+_ONLY_FOR_MOUNTS = (
+    "verified_only",
+    "download_progress",
+    "passthrough",
+    "allow_other",
+    "log_level",
+    "log_file",
+)
 
 #: The settings of a command that brings models in.
 TRANSFER = tuple(name for name in ALL if name not in _ONLY_FOR_MOUNTS)

@@ -10,6 +10,7 @@ from hubfs.cache.entry import Readable
 from hubfs.cache.state import EntryState, Wait
 from hubfs.cache.store import Store
 from hubfs.errors import NotFoundError
+from hubfs.fs.passthrough import ReadModes
 
 _STATUS = "status.json"
 
@@ -17,12 +18,13 @@ _STATUS = "status.json"
 class Control:
     """Control files and attributes of one mount."""
 
-    def __init__(self, store: Store, about: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, store: Store, read_modes: ReadModes, about: Callable[[], dict[str, Any]]) -> None:
         """
         Args:
             about: the parts of status.json that are about the mount and its process.
         """
         self._store = store
+        self._read_modes = read_modes
         self._about = about
 
     def names(self) -> list[str]:
@@ -35,10 +37,12 @@ class Control:
         """
         if name != _STATUS:
             raise NotFoundError(f".hubfs/{name}: there is no such control file")
-        text = json.dumps({**self._about(), **self._store.status()}, indent=1) + "\n"
+        mode, reason = self._read_modes.mode()
+        reading = {"read_mode": mode.value, "read_mode_reason": reason}
+        text = json.dumps({**self._about(), **reading, **self._store.status()}, indent=1) + "\n"
         return ControlFile(text.encode())
 
-    def attributes_of(self, entry: EntryState) -> dict[str, bytes]:
+    def attributes_of(self, entry: EntryState, path: str) -> dict[str, bytes]:
         """Of a version's directory and all that is in it."""
         snapshot = entry.snapshot()
         found = {"handle": snapshot.handle, "key": entry.key, "state": snapshot.state}
@@ -48,6 +52,10 @@ class Control:
             found["received"] = str(snapshot.received)
             if snapshot.total is not None:
                 found["total"] = str(snapshot.total)
+        mode, reason = self._read_modes.mode_of(path)
+        found["read_mode"] = mode.value
+        if reason:
+            found["read_mode_reason"] = reason
         return _encoded(found)
 
     def attributes_below(self, parts: tuple[str, ...]) -> dict[str, bytes]:

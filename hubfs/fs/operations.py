@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import functools
 import itertools
@@ -10,29 +9,22 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
-
-# Before mfusepy is imported: it would take libfuse 2 where it finds one.
-os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
-import mfusepy
 
 from hubfs.cache.entry import Readable
 from hubfs.cache.state import Wait
 from hubfs.errors import HubfsError
+from hubfs.fs import libfuse
 from hubfs.fs.parallel import ParallelLookups
+from hubfs.fs.passthrough import ReadMode, ReadModes, set_backing_id
 from hubfs.fs.signals import pending_signal
-from hubfs.fs.tree import Tree
+from hubfs.fs.tree import Attributes, Listing, Tree
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Requests of readers that wait for the network each hold a thread of libfuse, and the kernel lets only so
-#: many background reads (readahead) be in flight. Both must exceed what a crowd of readers can hold, or a
-#: cached model would wait behind them.
-THREADS: Final = 512
-BACKGROUND: Final = 2048
-#: Threads that are kept for the next requests.
-IDLE_THREADS: Final = 32
 _BLOCK: Final = 4096
 
 
@@ -58,25 +50,47 @@ def answers(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-class Operations(mfusepy.Operations):  # type: ignore[misc]
-    """The calls that the kernel makes. The mount is read-only: the kernel answers EROFS by itself."""
+@dataclass(frozen=True)
+class _Opened:
+    """An open file, as `open` answered it."""
+
+    path: str
+    file: Readable
+    mode: ReadMode
+
+
+class Operations:
+    """The calls that the kernel makes; mfusepy finds them by their names.
+
+    The mount is read-only: the kernel answers EROFS by itself.
+    """
 
     use_ns = True
 
-    def __init__(self, tree: Tree, read_timeout: float, on_ready: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        read_modes: ReadModes,
+        cache: Path,
+        read_timeout: float,
+        on_ready: Callable[[int], None],
+    ) -> None:
         """
         Args:
+            cache: the directory that files are read from.
             read_timeout: seconds without progress after which a waiting reader gets EIO.
             on_ready: called once the kernel has accepted the mount, with libfuse's handle of it.
         """
         self._tree = tree
+        self._read_modes = read_modes
+        self._cache = cache
         self._timeout = read_timeout
         self._on_ready = on_ready
-        self._parallel = ParallelLookups(mfusepy._libfuse, mfusepy.get_fuse_version(mfusepy._libfuse))
+        self._parallel = ParallelLookups(libfuse.library, libfuse.library_version())
         self._handles = itertools.count(1)
         self._lock = threading.Lock()  # protects the two below
-        self._open: dict[int, Readable] = {}
-        self._listings: dict[int, list[tuple[str, dict[str, int], int]]] = {}
+        self._open: dict[int, _Opened] = {}
+        self._listings: dict[int, Listing] = {}
 
     @property
     def open_files(self) -> int:
@@ -85,49 +99,37 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
 
     # Not decorated: mfusepy looks for the name, and an error here must stop the mount.
     def init_with_config(self, conn: Any, config: Any) -> None:
+        session = libfuse.session()
         if conn is not None:
-            conn.max_background = BACKGROUND
-            conn.congestion_threshold = BACKGROUND * 3 // 4
-        session = mfusepy._libfuse.fuse_get_context().contents.fuse
-        if conn is not None:
+            conn.max_background = libfuse.BACKGROUND
+            conn.congestion_threshold = libfuse.BACKGROUND * 3 // 4
+            device = libfuse.device_of(session)
             self._parallel.enable(conn, session)
+            self._read_modes.negotiate(conn, libfuse.library_version(), device, self._cache)
         self._on_ready(session)
 
     @answers
-    def getattr(self, path: str, fh: Any = None) -> dict[str, int]:
-        found = self._tree.attributes(path, self._wait())
-        time_ns = int(found.mtime) * 10**9
-        return {
-            "st_ino": found.inode,
-            "st_mode": found.mode,
-            "st_nlink": found.links,
-            "st_size": found.size,
-            "st_blocks": -(-found.stored // 512),
-            "st_blksize": _BLOCK,
-            "st_uid": os.getuid(),
-            "st_gid": os.getgid(),
-            "st_atime": time_ns,
-            "st_mtime": time_ns,
-            "st_ctime": time_ns,
-        }
+    def getattr(self, path: str) -> Attributes:
+        return self._tree.attributes(path, self._wait())
 
     @answers
     def readlink(self, path: str) -> str:
         return self._tree.link_target(path)
 
     @answers
-    def opendir(self, path: str) -> int:
-        rows = self._tree.list(path, self._wait())
-        listing = [(name, {"st_mode": mode, "st_ino": ino}, 0) for name, mode, ino in rows]
+    def opendir(self, path: str, fi: Any) -> int:
+        listing = self._tree.list(path, self._wait())
         number = next(self._handles)
         with self._lock:
             self._listings[number] = listing
-        return number
+        fi.fh = number
+        fi.cache_readdir = fi.keep_cache = listing.settled
+        return 0
 
     @answers
-    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+    def readdir(self, fi: Any) -> Listing:
         with self._lock:
-            return self._listings[fh]
+            return self._listings[fi.fh]
 
     @answers
     def releasedir(self, path: str, fh: int) -> int:
@@ -140,26 +142,31 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
         if fi.flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
         file = self._tree.open(path, self._wait())
+        mode, backing_id = self._read_modes.opened(path, file)
         number = next(self._handles)
         with self._lock:
-            self._open[number] = file
+            self._open[number] = _Opened(path, file, mode)
         fi.fh = number
-        fi.keep_cache = not file.direct
-        fi.direct_io = file.direct
+        # The kernel refuses passthrough together with either.
+        fi.keep_cache = mode is ReadMode.CACHED
+        fi.direct_io = mode is ReadMode.DIRECT
+        if backing_id:
+            set_backing_id(fi, backing_id)
         return 0
 
     @answers
     def read(self, buffer: memoryview, offset: int, fi: Any) -> int:
-        """Called by `_Fuse`, with libfuse's own buffer."""
+        """With libfuse's own buffer."""
         with self._lock:
-            file = self._open[fi.fh]
+            file = self._open[fi.fh].file
         return file.read_into(buffer, offset, self._wait())
 
     @answers
     def release(self, path: str, fi: Any) -> int:
         with self._lock:
-            file = self._open.pop(fi.fh)
-        file.close()
+            opened = self._open.pop(fi.fh)
+        self._read_modes.closed(opened.path, opened.mode)
+        opened.file.close()
         return 0
 
     @answers
@@ -191,62 +198,13 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
 
     def _wait(self) -> Wait:
         """How the caller of this very request waits."""
-        caller = mfusepy.fuse_get_context()[2]
+        caller = libfuse.caller()
         checks = itertools.count(1)
 
         def interrupted() -> bool:
-            if mfusepy._libfuse.fuse_interrupted():
+            if libfuse.library.fuse_interrupted():
                 return True
             # The kernel does not pass on signals to readers whose pages are read ahead for them.
             return next(checks) % 4 == 0 and pending_signal(caller)
 
         return Wait(self._timeout, interrupted)
-
-
-class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
-    """mfusepy's adapter, except that files are read straight into libfuse's buffer: its own way by a bytes
-    object costs an allocation and a copy of each byte more, and with that half of the speed.
-    """
-
-    def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
-        buffer = (ctypes.c_char * size).from_address(ctypes.addressof(buf.contents))
-        count: int = self.operations.read(memoryview(buffer).cast("B"), offset, fip.contents)
-        return count
-
-
-def serve(operations: Operations, mountpoint: str, *, source: str, allow_other: bool) -> None:
-    """Mount and answer the kernel until unmounted. Returns when the mount is gone.
-
-    Raises:
-        RuntimeError: libfuse could not mount; it has written why to standard error.
-    """
-    options: dict[str, Any] = {
-        "subtype": "hubfs",
-        # A comma would begin the next mount option.
-        "fsname": source.replace(",", "_"),
-        "ro": True,
-        "nosuid": True,
-        "nodev": True,
-        "default_permissions": True,
-        "use_ino": True,
-        "attr_timeout": 3600,
-        "entry_timeout": 3600,
-        "negative_timeout": 1,
-    }
-    if allow_other:
-        options["allow_other"] = True
-    if mfusepy.get_fuse_version(mfusepy._libfuse) >= (3, 12):
-        # Older ones do not know the option; they begin as many threads as there are requests.
-        options["max_threads"] = THREADS
-        options["max_idle_threads"] = IDLE_THREADS
-    mfusepy._libfuse.fuse_interrupted.restype = ctypes.c_int
-    _Fuse(operations, mountpoint, raw_fi=True, foreground=True, **options)
-
-
-def end(session: int) -> None:
-    """Make `serve` return. The main thread must be woken by a signal afterwards.
-
-    Args:
-        session: libfuse's handle of the mount, as `on_ready` was given it.
-    """
-    mfusepy._libfuse.fuse_exit(ctypes.c_void_p(session))

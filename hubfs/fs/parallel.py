@@ -55,7 +55,7 @@ class _InitOut(ctypes.Structure):
 class ParallelLookups:
     """Turns the flag on. Must live as long as the mount: libfuse keeps a pointer into it."""
 
-    def __init__(self, libfuse: Any, version: tuple[int, int]) -> None:
+    def __init__(self, libfuse: Any, version: tuple[int, ...]) -> None:
         self._lib = libfuse
         self._version = version
         self._session = 0
@@ -68,11 +68,15 @@ class ParallelLookups:
             conn: libfuse's `fuse_conn_info`.
             fuse: libfuse's handle of the mount.
         """
-        conn.want |= conn.capable & PARALLEL
         if self._version >= (3, 17):
+            # It takes wishes from one of its two fields only, and the other has no room for passthrough.
+            conn.want_ext |= conn.capable_ext & PARALLEL
             return True
+        conn.want |= conn.capable & PARALLEL
         if not hasattr(self._lib, "fuse_session_custom_io") or not conn.capable & PARALLEL:
-            log.warning("libfuse %d.%d lets look-ups of one directory wait for each other", *self._version)
+            log.warning(
+                "libfuse %d.%d lets look-ups of one directory wait for each other", *self._version[:2]
+            )
             return False
         self._lib.fuse_get_session.restype = ctypes.c_void_p
         self._session = self._lib.fuse_get_session(ctypes.c_void_p(fuse))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import functools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -40,6 +42,31 @@ class Attributes:
     stored: int
 
 
+#: Names and their attributes.
+Rows = list[tuple[str, Attributes]]
+
+
+class Listing:
+    """A directory's content, put together when it is first asked for: often the kernel has it already.
+
+    Attributes:
+        settled: it never changes, and the attributes are whole; else only inode and type of them hold.
+    """
+
+    def __init__(self, settled: bool, make: Callable[[], Rows]) -> None:
+        self.settled = settled
+        self._make = make
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """Name and attributes of each, `.` and `..` included.
+
+        Raises:
+            HubfsError: they could not be found out.
+        """
+        return self._make()
+
+
 @dataclass(frozen=True)
 class InEntry:
     """A path of an entry's version."""
@@ -67,18 +94,11 @@ class Tree:
         if isinstance(node, Alias):
             return Attributes(inode(path), stat.S_IFLNK | 0o777, 1, len(node.target), started, 0)
         if isinstance(node, Namespace):
-            return Attributes(inode(path), stat.S_IFDIR | 0o555, 1, 0, started, 0)
-        info: Info
+            return self._directory(path)
         if node.inner:
-            info = node.entry.lookup(node.inner, wait)
-        else:
-            node.entry.ensure_exists(wait)
-            info = node.entry.root_info()
-        if isinstance(info, FileInfo):
-            return Attributes(inode(path), stat.S_IFREG | 0o444, 1, info.size, info.mtime, info.size)
-        assert isinstance(info, DirectoryInfo)
-        links = 1 if info.subdirectories is None else 2 + info.subdirectories
-        return Attributes(inode(path), stat.S_IFDIR | 0o555, links, 0, info.mtime, 0)
+            return _attributes(path, node.entry.lookup(node.inner, wait))
+        node.entry.ensure_exists(wait)
+        return _attributes(path, node.entry.root_info())
 
     def link_target(self, path: str) -> str:
         """
@@ -90,18 +110,22 @@ class Tree:
             raise _os_error(errno.EINVAL, path)
         return node.target
 
-    def list(self, path: str, wait: Wait) -> list[tuple[str, int, int]]:
-        """Names in a directory with their file type (as in st_mode) and inode, `.` and `..` included.
-
+    def list(self, path: str, wait: Wait) -> Listing:
+        """
         Raises:
             HubfsError: its content could not be found out.
             OSError: it is not a directory.
         """
         base = path.rstrip("/")
-        rows = [(".", stat.S_IFDIR, inode(path)), ("..", stat.S_IFDIR, inode(base.rpartition("/")[0]))]
-        for name, is_dir in sorted(self._names(path, wait).items()):
-            rows.append((name, stat.S_IFDIR if is_dir else stat.S_IFREG, inode(f"{base}/{name}")))
-        return rows
+        node = None if _control_name(path) is not None else self._resolve(path)
+        if isinstance(node, Alias):
+            raise _os_error(errno.ENOTDIR, path)
+        if isinstance(node, InEntry):
+            children = node.entry.manifest(wait).children(node.inner)
+            if children is None:
+                raise _os_error(errno.ENOTDIR, path)
+            return Listing(True, lambda: self._rows_of_version(base, node, children, wait))
+        return Listing(False, lambda: self._rows_of_names(base, node))
 
     def open(self, path: str, wait: Wait) -> Readable:
         """
@@ -123,7 +147,7 @@ class Tree:
             return {}
         node = self._resolve(path)
         if isinstance(node, InEntry):
-            return self._control.attributes_of(node.entry)
+            return self._control.attributes_of(node.entry, path)
         return self._control.attributes_below(node.parts) if isinstance(node, Namespace) else {}
 
     def space(self, block: int) -> tuple[int, int, int]:
@@ -193,21 +217,24 @@ class Tree:
             elif not surely and entry.is_under_way():
                 yield InEntry(entry, inner)
 
-    def _names(self, path: str, wait: Wait) -> dict[str, bool]:
-        """Names in a directory, and whether each is a directory."""
-        if _control_name(path) is not None:
-            return dict.fromkeys(self._control.names(), False)
-        node = self._resolve(path)
-        if isinstance(node, Alias):
-            raise _os_error(errno.ENOTDIR, path)
-        if isinstance(node, Namespace):
-            return self._namespace_names(node)
-        children = node.entry.manifest(wait).children(node.inner)
-        if children is None:
-            raise _os_error(errno.ENOTDIR, path)
-        return dict(children)
+    def _rows_of_version(self, base: str, node: InEntry, children: Mapping[str, bool], wait: Wait) -> Rows:
+        above = node.inner + "/" if node.inner else ""
+        rows = [(".", self.attributes(base, wait)), ("..", self._directory(base.rpartition("/")[0]))]
+        for name in sorted(children):
+            rows.append((name, _attributes(f"{base}/{name}", node.entry.lookup(above + name, wait))))
+        return rows
+
+    def _rows_of_names(self, base: str, node: Namespace | None) -> Rows:
+        """Of a directory above versions, or of the one with the control files."""
+        rows = [(".", self._directory(base)), ("..", self._directory(base.rpartition("/")[0]))]
+        names = self._namespace_names(node) if node else dict.fromkeys(self._control.names(), False)
+        for name, is_dir in sorted(names.items()):
+            made = self._directory if is_dir else self._file
+            rows.append((name, made(f"{base}/{name}")))
+        return rows
 
     def _namespace_names(self, place: Namespace) -> dict[str, bool]:
+        """Names in a directory above versions, and whether each is a directory."""
         names = dict.fromkeys(self._store.index.below(place.parts), True)
         entry = self._store.cached_entry(place.handle) if place.handle else None
         manifest = entry.peek() if entry else None
@@ -222,12 +249,28 @@ class Tree:
         return names
 
     def _control_attributes(self, path: str, name: str) -> Attributes:
-        started = self._store.started
         if not name:
-            return Attributes(inode(path), stat.S_IFDIR | 0o555, 2, 0, started, 0)
+            return dataclasses.replace(self._directory(path), links=2)
         if name not in self._control.names():
             raise NotFoundError(f"{path}: there is no such control file")
+        return self._file(path)
+
+    def _directory(self, path: str) -> Attributes:
+        """A directory of which only the name is known."""
+        return Attributes(inode(path), stat.S_IFDIR | 0o555, 1, 0, self._store.started, 0)
+
+    def _file(self, path: str) -> Attributes:
+        """A file of which only the name is known."""
         return Attributes(inode(path), stat.S_IFREG | 0o444, 1, 0, time.time(), 0)
+
+
+def _attributes(path: str, info: Info) -> Attributes:
+    """Of a file or directory of a version."""
+    if isinstance(info, FileInfo):
+        return Attributes(inode(path), stat.S_IFREG | 0o444, 1, info.size, info.mtime, info.size)
+    assert isinstance(info, DirectoryInfo)
+    links = 1 if info.subdirectories is None else 2 + info.subdirectories
+    return Attributes(inode(path), stat.S_IFDIR | 0o555, links, 0, info.mtime, 0)
 
 
 def inode(path: str) -> int:

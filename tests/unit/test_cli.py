@@ -401,6 +401,7 @@ STATUS = {
                    "rate": 0.0, "waiting": 1}],
     "failures": [{"handle": "bad/model/1", "error": "no such model", "until": 0.0}],
     "open_files": 4, "log_file": "/var/log/x",
+    "read_mode": "cached", "read_mode_reason": "libfuse 3.14.0 is older than 3.17.2",
 }  # fmt: skip
 
 
@@ -436,6 +437,7 @@ class TestStatus:
             "https://tfhub.dev, auto",
             "/var/cache/x: 2 models, 3.0 GiB, 1.0 TiB free",
             "pid 77, hubfs 0.1.0, started",
+            "cached; no passthrough: libfuse 3.14.0 is older than 3.17.2\n",
             f"{HANDLE}: transferring, 512.0 MiB of 1.0 GiB (50 %), 64.0 MiB/s, 8 seconds left, 2 readers",
             "x: locating, 0 B, 1 reader waits\n",
             "bad/model/1: no such model\n",

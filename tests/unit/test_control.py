@@ -13,6 +13,7 @@ from hubfs.cache.store import Store
 from hubfs.config import Settings
 from hubfs.errors import AccessError, NotFoundError
 from hubfs.fs.control import Control, ControlFile
+from hubfs.fs.passthrough import ReadModes
 
 HUB = "https://tfhub.dev"
 WAIT = Wait(1.0)
@@ -28,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def control(store: Store) -> Control:
-    return Control(store, lambda: {"pid": 7, "mountpoint": "/mnt"})
+    return Control(store, ReadModes(False), lambda: {"pid": 7, "mountpoint": "/mnt"})
 
 
 def text_of(file: ControlFile) -> str:
@@ -94,10 +95,12 @@ def test_latest_failure_below_a_directory_is_told(control: Control, store: Store
 
 def test_attributes_of_a_version_that_nobody_asked_for(control: Control, store: Store) -> None:
     entry = store.entry(f"{HUB}/google/a/1")
-    assert control.attributes_of(entry) == {
+    assert control.attributes_of(entry, "/google/a/1") == {
         "user.hubfs.handle": b"https://tfhub.dev/google/a/1",
         "user.hubfs.key": entry.key.encode(),
         "user.hubfs.state": b"absent",
+        "user.hubfs.read_mode": b"cached",
+        "user.hubfs.read_mode_reason": b"turned off with --no-passthrough",
     }
 
 
@@ -105,6 +108,6 @@ def test_attributes_of_a_version_that_failed(control: Control, store: Store) -> 
     entry = store.entry(f"{HUB}/google/a/1")
     with pytest.raises(Exception, match="offline"):
         entry.ensure_exists(WAIT)
-    found = control.attributes_of(entry)
+    found = control.attributes_of(entry, "/google/a/1")
     assert found["user.hubfs.state"] == b"failed"
     assert b"offline" in found["user.hubfs.error"]

@@ -24,6 +24,7 @@ from hubfs.cache.store import Store
 from hubfs.config import Settings
 from hubfs.errors import HubfsError, NotFoundError, RefusedError, StalledError
 from hubfs.fs.control import Control
+from hubfs.fs.passthrough import ReadModes
 from hubfs.fs.tree import Attributes, Tree, inode
 from hubfs.handles import cache_key
 from tests.hub import Fault, FaultHub
@@ -41,15 +42,15 @@ class Shown:
 
     def __init__(self, settings: Settings) -> None:
         self.store = Store(settings)
-        self.tree = Tree(self.store, Control(self.store, lambda: {"pid": 7}))
+        self.tree = Tree(self.store, Control(self.store, ReadModes(True), lambda: {"pid": 7}))
 
     def stat(self, path: str) -> Attributes:
         return self.tree.attributes(path, WAIT)
 
     def names(self, path: str) -> list[str]:
-        rows = self.tree.list(path, WAIT)
-        assert [name for name, _, _ in rows[:2]] == [".", ".."]
-        return [name for name, _, _ in rows[2:]]
+        rows = self.tree.list(path, WAIT).rows
+        assert [name for name, _ in rows[:2]] == [".", ".."]
+        return [name for name, _ in rows[2:]]
 
     def read(self, path: str) -> bytes:
         file = self.tree.open(path, WAIT)
@@ -235,7 +236,7 @@ def test_versions_stay_reachable_below_an_unversioned_model(shown: Shown, hub: F
     assert shown.read("/google/m/fingerprint.pb") == b"latest"
     shown.store.entry(f"{hub.url}/{PATH}").bring_in(WAIT)
     assert set(shown.names("/google/m")) == {"1", "assets", "fingerprint.pb", "saved_model.pb", "variables"}
-    kinds = {name: mode for name, mode, _ in shown.tree.list("/google/m", WAIT)}
+    kinds = {name: stat.S_IFMT(row.mode) for name, row in shown.tree.list("/google/m", WAIT).rows}
     assert kinds["1"] == kinds["variables"] == stat.S_IFDIR
     assert kinds["saved_model.pb"] == stat.S_IFREG
 
@@ -331,13 +332,16 @@ def test_attributes_that_were_shown_do_not_change_when_the_version_arrives(shown
     assert shown.stat(f"/{PATH}") == early
 
 
-def test_inodes_are_those_of_the_listing(shown: Shown) -> None:
-    for directory in ("/", "/google", "/google/m", f"/{PATH}", f"/{PATH}/variables"):
-        for name, mode, number in shown.tree.list(directory, WAIT):
-            path = os.path.normpath(f"{directory}/{name}")
-            found = shown.stat(path)
-            assert found.inode == number
-            assert stat.S_IFMT(found.mode) == mode
+@pytest.mark.parametrize("directory", ["/", "/google", "/google/m", f"/{PATH}", f"/{PATH}/variables"])
+def test_what_a_listing_tells_is_what_stat_tells(shown: Shown, directory: str) -> None:
+    listing = shown.tree.list(directory, WAIT)
+    assert listing.settled == directory.startswith(f"/{PATH}")
+    for name, row in listing.rows:
+        found = shown.stat(os.path.normpath(f"{directory}/{name}"))
+        assert row.inode == found.inode
+        assert stat.S_IFMT(row.mode) == stat.S_IFMT(found.mode)
+        if listing.settled and name != "..":
+            assert row == found
 
 
 def test_inode_is_the_same_after_a_remount() -> None:
@@ -434,6 +438,8 @@ def test_extended_attributes_of_a_version(shown: Shown, hub: FaultHub) -> None:
             "user.hubfs.handle": handle.encode(),
             "user.hubfs.key": cache_key(handle).encode(),
             "user.hubfs.state": b"complete",
+            "user.hubfs.read_mode": b"cached",
+            "user.hubfs.read_mode_reason": b"not mounted yet",
         }
 
 

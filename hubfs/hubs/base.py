@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +24,56 @@ class Archive:
     url: str
     size: int | None = None
     etag: str | None = None
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a listing.
+
+    Attributes:
+        location: what the listing's source is asked for: an object's key, a URL.
+        size: bytes.
+        mtime: epoch seconds.
+        etag: what the file must have when it is read; `None` where the hub does not say.
+        md5, crc32c: its checksums, where the listing gives them.
+    """
+
+    location: str
+    size: int
+    mtime: int
+    etag: str | None = None
+    md5: bytes | None = None
+    crc32c: bytes | None = None
+
+
+class Source(Protocol):
+    """Reads ranges of a listing's files. Safe to use from many threads."""
+
+    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
+        """Bytes `start` to `stop` (exclusive) of a file; exactly so many. Tried once.
+
+        Raises:
+            ChangedOriginError: the file is another one than when it was listed.
+            UnavailableError: it may be tried again.
+            HubfsError: it cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class Listing:
+    """An origin: files that can be read by range.
+
+    Attributes:
+        handle: whose files these are.
+        files: by their path relative to the version's root.
+        source: what reads them.
+        where: for people: `gs://bucket/dir`.
+    """
+
+    handle: str
+    files: Mapping[str, RemoteFile]
+    source: Source
+    where: str
 
 
 Origin = Archive

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import stat
 import tarfile
 import threading
@@ -29,31 +28,16 @@ import google_crc32c
 from isal import isal_zlib
 
 from hubfs.errors import ConfigError, HubfsError, NotFoundError, StoppedError, UnavailableError
+from hubfs.serve.files import BLOCK, Member, Version, is_version, members_of, open_member
 
 LOG = logging.getLogger("hubfs.serve")
 
 #: Part of every signature: raise it when the archives are to be made in another way.
 _ARCHIVE_KIND = "1"
-#: Large enough that the calls into isal and hashlib, which release the GIL, outweigh the Python between them.
-_BLOCK = 1 << 20
 #: How often a request that waits for another one's archive looks whether it is there.
 _POLL_SECONDS = 0.05
 #: zlib's window bits for a deflate stream in a gzip frame (whose time stamp isal leaves at zero).
 _GZIP = 31
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of a model, as found below the root."""
-
-    model: str
-    number: str
-    directory: Path
-
-    @property
-    def handle(self) -> str:
-        """The path that names it at the hub: `google/bert/2`."""
-        return f"{self.model}/{self.number}"
 
 
 @dataclass(frozen=True)
@@ -75,18 +59,6 @@ class Archive:
     md5: str
     crc32c: str
     modified: int
-
-
-@dataclass(frozen=True)
-class _Member:
-    name: str  # relative, "/" at the end of a directory's
-    source: Path
-    size: int
-    mtime_ns: int
-
-    @property
-    def is_directory(self) -> bool:
-        return self.name.endswith("/")
 
 
 class Catalog:
@@ -115,12 +87,20 @@ class Catalog:
         """Give up the archives that are being built; their requests end with `StoppedError`."""
         self._closing.set()
 
+    def check_open(self) -> None:
+        """
+        Raises:
+            StoppedError: the catalog was closed.
+        """
+        if self._closing.is_set():
+            raise StoppedError("the hub is being stopped")
+
     def models(self) -> list[Version]:
         """All versions that are served, by model and number."""
         found = []
         for path, directories, _ in os.walk(self.root):
             parts = Path(path).relative_to(self.root).parts
-            numbers = [name for name in directories if len(parts) >= 2 and _is_version(name)]
+            numbers = [name for name in directories if len(parts) >= 2 and is_version(name)]
             found += [Version("/".join(parts), name, Path(path, name)) for name in numbers]
             directories[:] = [
                 name for name in directories if name not in numbers and not name.startswith(".")
@@ -142,7 +122,7 @@ class Catalog:
             raise NotFoundError(f"{handle!r} is not the path of a model")
         if len(parts) < 2:
             raise NotFoundError(f"{handle}: not a model", hint="ask for <publisher>/<model>/<version>")
-        at = next((i for i, part in enumerate(parts) if i >= 2 and _is_version(part)), len(parts))
+        at = next((i for i, part in enumerate(parts) if i >= 2 and is_version(part)), len(parts))
         if at < len(parts) - 1:
             raise NotFoundError(f"{handle}: files of a version are not served one by one")
         model = "/".join(parts[:at])
@@ -172,11 +152,11 @@ class Catalog:
         """
         key = hashlib.sha1(os.fsencode(version.handle), usedforsecurity=False).hexdigest()
         try:
-            members = _members(version)
+            members = members_of(version)
             signature = _signature(members)
             found = self._open(key, signature)
             if found is None:
-                with self._claim(key):
+                with self.claim(key):
                     found = self._open(key, signature) or self._build(version, key, members, signature)
         except FileNotFoundError as error:
             raise UnavailableError(f"{version.handle}: its files are changing", retry_after=1.0) from error
@@ -197,7 +177,12 @@ class Catalog:
         return directory
 
     @contextlib.contextmanager
-    def _claim(self, key: str) -> Iterator[None]:
+    def claim(self, key: str) -> Iterator[None]:
+        """Keep others, of this process or another, from making the same file of the archive directory.
+
+        Raises:
+            StoppedError: the catalog was closed.
+        """
         _prepare_archive_dir(self.archive_dir)  # a cleaned ~/.cache is no reason to stop serving
         path = self.archive_dir / f"{key}.lock"
         while not _locked(lock := path.open("ab"), path):
@@ -234,13 +219,13 @@ class Catalog:
         return archive, file
 
     def _build(
-        self, version: Version, key: str, members: list[_Member], signature: str
+        self, version: Version, key: str, members: list[Member], signature: str
     ) -> tuple[Archive, BinaryIO]:
         started, previous = time.monotonic(), self._read(key)
         temporary = self.archive_dir / f"{key}.tmp"
         try:
             size, md5, crc32c = self._write(version, members, temporary)
-            if _signature(_members(version)) != signature:
+            if _signature(members_of(version)) != signature:
                 raise UnavailableError(f"{version.handle}: its files are changing", retry_after=1.0)
             # The date may stand for the bytes (If-Range), so one second must not see two archives.
             modified = max(int(time.time()), previous.modified + 1 if previous else 0)
@@ -254,13 +239,12 @@ class Catalog:
         LOG.info("%s: archive of %d bytes in %.1f s", version.handle, size, time.monotonic() - started)
         return archive, (self.archive_dir / archive.file).open("rb")
 
-    def _write(self, version: Version, members: list[_Member], path: Path) -> tuple[int, str, str]:
+    def _write(self, version: Version, members: list[Member], path: Path) -> tuple[int, str, str]:
         compressor = isal_zlib.compressobj(isal_zlib.ISAL_DEFAULT_COMPRESSION, isal_zlib.DEFLATED, _GZIP)
         md5, crc32c, size = hashlib.md5(usedforsecurity=False), 0, 0
         with path.open("wb") as out:
             for block in _tar_blocks(version, members):
-                if self._closing.is_set():
-                    raise StoppedError("the hub is being stopped")
+                self.check_open()
                 packed = compressor.compress(block) if block else compressor.flush()
                 md5.update(packed)
                 crc32c = google_crc32c.extend(crc32c, packed)
@@ -304,16 +288,12 @@ def _locked(lock: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _is_version(name: str) -> bool:
-    return re.fullmatch("[0-9]+", name) is not None
-
-
 def _order(number: str) -> tuple[int, str]:
     return int(number), number
 
 
 def _versions(model: str, directory: Path) -> list[Version]:
-    found = [Version(model, name, directory / name) for name in os.listdir(directory) if _is_version(name)]
+    found = [Version(model, name, directory / name) for name in os.listdir(directory) if is_version(name)]
     served = [version for version in found if _is_served(version.directory)]
     return sorted(served, key=lambda version: _order(version.number))
 
@@ -324,52 +304,20 @@ def _is_served(directory: Path) -> bool:
     return not directory.is_symlink() and any(os.path.isfile(p) and not os.path.islink(p) for p in paths)
 
 
-def _members(version: Version) -> list[_Member]:
-    """Everything below the version's directory, sorted so that a directory comes before what is in it."""
-    found, waiting = [], [""]
-    while waiting:
-        below = waiting.pop()
-        with os.scandir(version.directory / below) as entries:
-            for entry in entries:
-                name = below + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    found.append(_Member(f"{name}/", Path(entry.path), 0, 0))
-                    waiting.append(f"{name}/")
-                else:
-                    found.append(_file_member(version, name))
-    return sorted(found, key=lambda member: member.name.split("/"))
-
-
-def _file_member(version: Version, name: str) -> _Member:
-    source = version.directory / name
-    if source.is_symlink():
-        source = Path(os.path.realpath(source))
-        if not source.is_relative_to(version.directory):
-            raise HubfsError(f"{version.handle}: {name} is a symlink that leads out of the model")
-        if not source.exists():
-            raise HubfsError(f"{version.handle}: {name} is a symlink that leads nowhere")
-    status = source.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        raise HubfsError(
-            f"{version.handle}: {name} is neither a file nor a directory, nor a symlink to a file"
-        )
-    return _Member(name, source, status.st_size, status.st_mtime_ns)
-
-
-def _signature(members: list[_Member]) -> str:
+def _signature(members: list[Member]) -> str:
     digest = hashlib.sha256(_ARCHIVE_KIND.encode())
     for member in members:
         digest.update(os.fsencode(f"{member.name}\0{member.size}\0{member.mtime_ns}\0"))
     return digest.hexdigest()
 
 
-def _tar_blocks(version: Version, members: list[_Member]) -> Iterator[bytes]:
+def _tar_blocks(version: Version, members: list[Member]) -> Iterator[bytes]:
     """The tar stream in blocks, with an empty one at its end."""
     # A directory's own time changes when something is put into it and taken out again; the newest file's
     # is a function of what the signature covers.
     newest = max((member.mtime_ns for member in members), default=0)
     written = 0
-    for member in [_Member("", version.directory, 0, 0), *members]:
+    for member in [Member("", version.directory, 0, 0), *members]:
         is_directory = member.is_directory or not member.name
         info = tarfile.TarInfo(f"./{member.name}")
         info.type = tarfile.DIRTYPE if is_directory else tarfile.REGTYPE
@@ -390,11 +338,11 @@ def _tar_blocks(version: Version, members: list[_Member]) -> Iterator[bytes]:
     yield b""
 
 
-def _file_blocks(version: Version, member: _Member) -> Iterator[bytes]:
+def _file_blocks(version: Version, member: Member) -> Iterator[bytes]:
     left = member.size
-    with os.fdopen(os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+    with open_member(member) as file:
         while left:
-            block = file.read(min(left, _BLOCK))
+            block = file.read(min(left, BLOCK))
             if not block:
                 raise UnavailableError(f"{version.handle}: its files are changing", retry_after=1.0)
             yield block

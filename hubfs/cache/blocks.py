@@ -1,0 +1,289 @@
+"""Files of which nothing is kept but some blocks in memory (`UNCOMPRESSED`)."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import mmap
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from cachetools import LRUCache
+
+from hubfs.transfer.chunks import CHUNK, span
+from hubfs.transfer.fetch import Awaited, Fetcher, Remote, Sink
+from hubfs.transfer.prefetch import Kind, Policy
+
+if TYPE_CHECKING:
+    from hubfs.errors import HubfsError
+    from hubfs.hubs.base import RemoteFile, Source
+
+#: Bytes of a request at most: 8 connections bind a fifth of the default limit.
+LARGEST: Final = 6 << 20
+#: Part of the limit that requests on their way may take.
+ON_THEIR_WAY: Final = 5
+#: glibc's M_MMAP_THRESHOLD.
+_MMAP_THRESHOLD: Final = -3
+
+_Key = tuple["MemoryFile", int]
+
+
+def divide(limit: int, policy: Policy) -> tuple[int, Policy]:
+    """How to use a memory limit: bytes for blocks, and a policy that keeps requests within the rest.
+
+    What is read ahead may take half of the blocks; the rest are those that were read.
+    """
+    largest = min(LARGEST, limit // (ON_THEIR_WAY * policy.connections)) // CHUNK * CHUNK
+    largest = max(CHUNK, largest)
+    blocks = max(CHUNK, limit - policy.connections * largest)
+    return blocks, dataclasses.replace(policy, largest=largest, budget=min(policy.budget, blocks // 2))
+
+
+class Blocks:
+    """Memory for chunks of files: so many bytes for all of them together, never more.
+
+    It is one mapping, so that it can neither grow nor be scattered, of which only what was used once takes
+    memory. Blocks that came and were not read yet are kept before those that were read, as long as they are
+    no more than half: to drop them would mean to fetch them twice.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """
+        Args:
+            limit: bytes; at least one chunk.
+        """
+        self._lock = threading.Lock()  # protects all below, but not the bytes of pinned and arriving blocks
+        self._total = max(1, limit // CHUNK)
+        self._memory = mmap.mmap(-1, self._total * CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._view = memoryview(self._memory)
+        self._unused = list(range(self._total - 1, -1, -1))
+        self._arriving: dict[_Key, int] = {}
+        self._fresh: LRUCache[_Key, int] = LRUCache(self._total)
+        self._used: LRUCache[_Key, int] = LRUCache(self._total)
+        self._pinned: dict[_Key, tuple[int, int]] = {}  # its place, and how many keep it there
+        self._expected: Counter[_Key] = Counter()
+        _give_memory_back_at_once()
+
+    @property
+    def used(self) -> int:
+        """Bytes of the blocks that hold something, or are going to."""
+        with self._lock:
+            return (self._total - len(self._unused)) * CHUNK
+
+    def reserve(self, file: MemoryFile, first: int, last: int, *, urgent: bool) -> int:
+        """Make room for chunks `first` to `last` (exclusive); returns for how many there is some.
+
+        Others are dropped for that, of which their file is told.
+
+        Args:
+            urgent: at the cost of blocks that were read ahead, too.
+        """
+        with self._lock:
+            for number in range(first, last):
+                place = self._place(urgent)
+                if place is None:
+                    return number - first
+                self._arriving[file, number] = place
+            return last - first
+
+    def write(self, file: MemoryFile, first: int, data: bytes | memoryview) -> None:
+        """Fill chunks for which there was made room."""
+        source = memoryview(data)
+        for number in range(first, first - (-len(data) // CHUNK)):
+            with self._lock:
+                start = self._arriving[file, number] * CHUNK
+            part = source[(number - first) * CHUNK : (number - first + 1) * CHUNK]
+            self._view[start : start + len(part)] = part
+
+    def keep(self, file: MemoryFile, first: int, last: int) -> None:
+        """Chunks have come: from now on they can be read."""
+        with self._lock:
+            for key in ((file, number) for number in range(first, last)):
+                place = self._arriving.pop(key)
+                if key in self._expected:
+                    self._pinned[key] = place, self._expected[key]
+                else:
+                    self._fresh[key] = place
+            while len(self._fresh) > self._total // 2:
+                key, place = self._fresh.popitem()
+                self._used[key] = place
+
+    def release(self, file: MemoryFile, first: int, last: int) -> None:
+        """Room that was made for chunks is not needed."""
+        with self._lock:
+            for number in range(first, last):
+                self._unused.append(self._arriving.pop((file, number)))
+
+    def read_into(self, file: MemoryFile, number: int, start: int, buffer: memoryview) -> bool:
+        """Copy bytes of a chunk, from its byte `start` on. Returns whether it is there."""
+        key = (file, number)
+        with self._lock:
+            place = self._pin(key)
+        if place is None:
+            return False
+        at = place * CHUNK + start
+        buffer[:] = self._view[at : at + len(buffer)]
+        with self._lock:
+            self._unpin(key)
+        return True
+
+    @contextmanager
+    def expecting(self, file: MemoryFile, number: int) -> Iterator[None]:
+        """Keep a chunk, once it has come, until the end of the `with` block.
+
+        Whoever waits for it could be too late otherwise, again and again.
+        """
+        key = (file, number)
+        with self._lock:
+            self._expected[key] += 1
+            self._pin(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._expected[key] -= 1
+                if not self._expected[key]:
+                    del self._expected[key]
+                if key in self._pinned:
+                    self._unpin(key)
+
+    def drop(self, file: MemoryFile) -> None:
+        """Nothing of a file is needed any more, and nobody reads it."""
+        with self._lock:
+            for cache in (self._fresh, self._used):
+                for key in [key for key in cache if key[0] is file]:
+                    place = cache.pop(key)
+                    self._unused.append(place)
+                    self._memory.madvise(mmap.MADV_DONTNEED, place * CHUNK, CHUNK)
+
+    def close(self) -> None:
+        """Give all memory back. Nobody may use it any more."""
+        self._view.release()
+        self._memory.close()
+
+    def _pin(self, key: _Key) -> int | None:
+        if key in self._pinned:
+            place, count = self._pinned[key]
+        else:
+            found = self._fresh.pop(key, None)
+            found = self._used.pop(key, None) if found is None else found
+            if found is None:
+                return None
+            place, count = found, 0
+        self._pinned[key] = place, count + 1
+        return place
+
+    def _unpin(self, key: _Key) -> None:
+        place, count = self._pinned.pop(key)
+        if count > 1:
+            self._pinned[key] = place, count - 1
+        else:
+            self._used[key] = place
+
+    def _place(self, urgent: bool) -> int | None:
+        if self._unused:
+            return self._unused.pop()
+        for cache in (self._used, self._fresh) if urgent else (self._used,):
+            if cache:
+                (file, number), place = cache.popitem()
+                file.forget(number)
+                return place
+        return None
+
+
+class MemoryFile(Sink):
+    """A remote file, read through blocks that all files share. Safe to use from many threads.
+
+    Attributes:
+        remote: where its bytes come from.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        fetcher: Fetcher,
+        handle: str,
+        source: Source,
+        file: RemoteFile,
+        *,
+        host: str = "",
+        moved: Callable[[bool], None],
+        failed: Callable[[HubfsError], None] = lambda error: None,
+    ) -> None:
+        """
+        Args:
+            fetcher: one for all files of these blocks, with the policy that `divide` gave.
+            moved, failed: as in `Sink`.
+        """
+        self._blocks = blocks
+        self._on_moved = moved
+        self._on_failed = failed
+        self._size = file.size
+        self.remote: Remote = fetcher.open(handle, source, file, self, host=host)
+
+    def read_into(self, buffer: memoryview, offset: int, until: Callable[[Awaited], object]) -> int:
+        """Fill `buffer` from `offset` on, as far as there is content; returns the bytes read.
+
+        Args:
+            until: returns once `Awaited.ready` does, or raises.
+
+        Raises:
+            HubfsError: they cannot be had.
+        """
+        stop = min(offset + len(buffer), self._size)
+        if offset >= stop:
+            return 0
+        self.remote.read(offset, stop)
+        at = offset
+        while at < stop:
+            number, start = divmod(at, CHUNK)
+            end = min(at - start + CHUNK, stop)
+            if self._blocks.read_into(self, number, start, buffer[at - offset : end - offset]):
+                at = end
+                continue
+            # Chunk by chunk: nobody holds on to a block while waiting for the next.
+            with self._blocks.expecting(self, number), self.remote.waiting(at, stop, enough=end) as awaited:
+                until(awaited)
+                got = self._blocks.read_into(self, number, start, buffer[at - offset : end - offset])
+            if got:
+                at = end
+        return stop - offset
+
+    def close(self) -> None:
+        """Nobody reads it any more, and nobody will."""
+        self.remote.close()
+        self._blocks.drop(self)
+
+    def forget(self, number: int) -> None:
+        """One of its blocks was dropped for another (`Sink.room`)."""
+        self.remote.forget(number * CHUNK, min((number + 1) * CHUNK, self._size))
+
+    def room(self, start: int, stop: int, kind: Kind) -> int:
+        first, last = span(start, stop)
+        count = self._blocks.reserve(self, first, last, urgent=kind is Kind.DEMAND)
+        return min((first + count) * CHUNK, stop)
+
+    def write(self, start: int, data: bytes | memoryview) -> None:
+        self._blocks.write(self, start // CHUNK, data)
+
+    def kept(self, start: int, stop: int) -> None:
+        self._blocks.keep(self, *span(start, stop))
+
+    def dropped(self, start: int, stop: int) -> None:
+        self._blocks.release(self, *span(start, stop))
+
+    def moved(self, awaited: bool) -> None:
+        self._on_moved(awaited)
+
+    def failed(self, error: HubfsError) -> None:
+        self._on_failed(error)
+
+
+def _give_memory_back_at_once() -> None:
+    """Keep glibc from holding on to the memory of requests: it would, once the first one was freed."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 20)

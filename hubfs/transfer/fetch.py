@@ -1,0 +1,371 @@
+"""Ranges of remote files, fetched as `hubfs.transfer.prefetch` decides, each retried alone."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hubfs.errors import HubfsError, StoppedError, UnavailableError, from_os_error
+from hubfs.transfer.prefetch import BUDGET, File, Kind, Policy, Prefetch, Request, Want
+
+if TYPE_CHECKING:
+    from hubfs.config import Settings
+    from hubfs.hubs.base import RemoteFile, Source
+
+log = logging.getLogger(__name__)
+#: Changes something; False if there cannot be anything to send because of that.
+_Change = Callable[[Prefetch, float], bool | None]
+
+
+class Sink:
+    """Where a file's bytes go. Ranges are whole chunks, but for the end of the file.
+
+    `room`, `kept` and `dropped` are called while the fetcher decides: they must not wait, nor call it.
+    """
+
+    def room(self, start: int, stop: int, kind: Kind) -> int:
+        """Make room for a range that is going to be asked for; returns up to where there is some."""
+        return stop
+
+    def write(self, start: int, data: bytes | memoryview) -> None:
+        """The bytes have come. Not called any more once `Remote.close` has returned.
+
+        Raises:
+            OSError, HubfsError: they cannot be kept.
+        """
+        raise NotImplementedError
+
+    def kept(self, start: int, stop: int) -> None:
+        """From now on readers are told that the range is there."""
+
+    def dropped(self, start: int, stop: int) -> None:
+        """A range could not be had: its room is not needed. Each further attempt asks for room anew."""
+
+    def moved(self, awaited: bool) -> None:
+        """Something came or failed. `awaited`: somebody waits for it, who is to look again.
+
+        May be called once more after `Remote.close`, as `failed` may.
+        """
+
+    def failed(self, error: HubfsError) -> None:
+        """A range was given up; whoever waits for it is told as well. Called before `moved`."""
+
+
+class Awaited:
+    """Somebody waits for a range (`Remote.waiting`)."""
+
+    def __init__(self, remote: Remote, want: Want, enough: int) -> None:
+        self.want = want
+        self.enough = enough
+        self.error: HubfsError | None = None  # protected by the fetcher's lock
+        self._remote = remote
+
+    def ready(self) -> bool | None:
+        """True once the bytes are there, `None` before: to be looked at after each `Sink.moved`.
+
+        Raises:
+            HubfsError: they could not be had. To wait anew is to try anew.
+        """
+        return self._remote._ready(self)
+
+
+class Remote:
+    """A file at a hub, of which ranges are fetched as they are needed. Safe to use from many threads.
+
+    Attributes:
+        file: what the listing says of it.
+        received: bytes that came so far.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, handle: str, source: Source, file: RemoteFile, sink: Sink, state: File
+    ) -> None:
+        self.handle = handle
+        self.source = source
+        self.file = file
+        self.sink = sink
+        self.state = state
+        self.cancel = threading.Event()
+        self.received = 0
+        # Both protected by the fetcher's lock.
+        self.awaited: list[Awaited] = []
+        self.writing = 0
+        self._fetcher = fetcher
+
+    def has(self, start: int, stop: int) -> bool:
+        """Whether all of a range is there."""
+        return self.state.has(start, stop)
+
+    @property
+    def complete(self) -> bool:
+        return not self.state.missing
+
+    def read(self, start: int, stop: int) -> bool:
+        """Somebody reads a range: what comes next is read ahead. Returns whether the range is there."""
+        if self.state.missing:
+            self._fetcher._run_all(lambda machine, now: machine.read(self.state, start, stop, now))
+        return self.has(start, stop)
+
+    @contextmanager
+    def waiting(self, start: int, stop: int, enough: int | None = None) -> Iterator[Awaited]:
+        """Ask for a range for the length of a `with` block, before all that is only read ahead.
+
+        Args:
+            enough: up to where it must be there for `Awaited.ready`; `stop` if not given.
+        """
+        stop = min(stop, self.file.size)
+        want = Want(self.state, start, stop)
+        awaited = Awaited(self, want, stop if enough is None else min(enough, stop))
+
+        def begin(machine: Prefetch, now: float) -> None:
+            self.awaited.append(awaited)
+            machine.wants.append(want)
+
+        def end(machine: Prefetch, now: float) -> None:
+            self.awaited.remove(awaited)
+            machine.unwant(want)
+
+        self._fetcher._run_all(begin)
+        try:
+            yield awaited
+        finally:
+            self._fetcher._run_all(end)
+
+    def fill(self) -> None:
+        """Bring in all of it in the background, after those files for which that was said before."""
+        self._fetcher._run_all(lambda machine, now: machine.fill(self.state))
+
+    def leave(self) -> None:
+        """Nobody has it open any more: nothing is read ahead of it. `fill` goes on."""
+        self._fetcher._run_all(lambda machine, now: machine.leave(self.state))
+
+    def forget(self, start: int, stop: int) -> None:
+        """Bytes that were there are not any more. For `Sink.room` only, which is called at the right time."""
+        self._fetcher._machine.forget(self.state, start, stop)
+
+    def lose(self, start: int, stop: int) -> None:
+        """The same for everybody else: bytes that came turned out to be wrong."""
+        self._fetcher._run_all(lambda machine, now: machine.forget(self.state, start, stop))
+
+    def close(self) -> None:
+        """Fetch no more of it. Who waits is told so; nothing is given to the sink any more."""
+        self.cancel.set()
+        self._fetcher._remove(self)
+
+    def _ready(self, awaited: Awaited) -> bool | None:
+        with self._fetcher._lock:
+            if self.state.has(awaited.want.start, awaited.enough):
+                return True
+            if self.cancel.is_set():
+                raise StoppedError(f"{self.handle}: hubfs stopped fetching it")
+            if awaited.error is not None:
+                # One instance is raised in many threads: without this it would collect all their frames.
+                raise awaited.error.with_traceback(None)
+        # There may be room now that was not there before.
+        self._fetcher._run_all(lambda machine, now: None)
+        return None
+
+
+class Fetcher:
+    """Runs the decisions over all remote files of a process, in threads that live while there is work."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._lock = threading.Lock()  # protects all of this, and what remotes say is protected by it
+        self._machine = Prefetch(policy)
+        self._remotes: dict[File, Remote] = {}
+        self._settled = threading.Condition(self._lock)  # a write has ended, or the time to wake changed
+        self._wake: float | None = None
+        self._sleeping = False
+        self._closed = False
+
+    def open(
+        self,
+        handle: str,
+        source: Source,
+        file: RemoteFile,
+        sink: Sink,
+        *,
+        host: str = "",
+        present: Iterable[int] = (),
+    ) -> Remote:
+        """A file to fetch ranges of. One file is to be opened once, for all who read it.
+
+        Args:
+            handle: named in errors.
+            host: where it comes from: connections are counted for each.
+            present: numbers of the chunks (`hubfs.transfer.chunks`) that are there already.
+
+        Raises:
+            StoppedError: the fetcher is closed.
+        """
+        remote = Remote(self, handle, source, file, sink, File(file.size, host, present))
+        with self._lock:
+            if self._closed:
+                raise StoppedError(f"{handle}: hubfs is being stopped")
+            self._remotes[remote.state] = remote
+        return remote
+
+    def close(self) -> None:
+        """Close all files. Sources end what they are at when they notice."""
+        with self._lock:
+            self._closed = True
+            remotes = list(self._remotes.values())
+            self._settled.notify_all()
+        for remote in remotes:
+            remote.close()
+
+    # ---- deciding
+
+    def _run_all(self, change: _Change) -> None:
+        """Change something, and send what the machine wants to be sent then."""
+        with self._lock:
+            taken = [] if change(self._machine, time.monotonic()) is False else self._take()
+        self._start(taken)
+
+    def _take(self) -> list[tuple[Remote, Request]]:
+        """The requests to send now. The lock must be held."""
+        now, taken = time.monotonic(), []
+        while not self._closed and (request := self._machine.next(now)) is not None:
+            remote = self._remotes[request.file]
+            room = remote.sink.room(request.start, request.stop, request.kind)
+            if room < request.stop:
+                self._machine.shorten(request, room)
+                if room <= request.start:
+                    break
+            taken.append((remote, request))
+        wake = self._machine.wake(now)
+        if wake != self._wake:
+            self._wake = wake
+            self._settled.notify_all()
+        if wake is not None and not self._sleeping and not self._closed:
+            self._sleeping = True
+            threading.Thread(target=self._sleep, name="hubfs-fetch-pause", daemon=True).start()
+        return taken
+
+    def _sleep(self) -> None:
+        """Goes on when a pause is over, though nothing else happens."""
+        while True:
+            with self._lock:
+                if self._closed or self._wake is None:
+                    self._sleeping = False
+                    return
+                self._settled.wait(max(0.0, self._wake - time.monotonic()))
+                taken = self._take()
+            self._start(taken)
+
+    def _start(self, taken: list[tuple[Remote, Request]]) -> None:
+        for remote, request in taken:
+            thread = threading.Thread(
+                target=self._work, args=(remote, request), name="hubfs-fetch", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:
+                failure = UnavailableError(f"{remote.handle}: no thread to fetch it: {error}")
+                self._start(self._land(remote, request, failure))
+
+    # ---- fetching
+
+    def _work(self, remote: Remote, request: Request) -> None:
+        while True:
+            taken = self._land(remote, request, self._fetch(remote, request))
+            if not taken:
+                return
+            # One for this thread, which has its connection; others for new ones.
+            self._start(taken[1:])
+            remote, request = taken[0]
+
+    def _fetch(self, remote: Remote, request: Request) -> HubfsError | None:
+        """Bring a range to its sink; returns why that failed."""
+        handle, start, stop = remote.handle, request.start, request.stop
+        try:
+            data = remote.source.read(handle, remote.file, start, stop, remote.cancel)
+            if len(data) != stop - start:
+                return UnavailableError(f"{handle}: the hub sent {len(data)} of {stop - start} bytes")
+        except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
+            return _expected(error, handle)
+        with self._lock:
+            if remote.cancel.is_set():
+                return StoppedError(f"{handle}: hubfs stopped fetching it")
+            remote.writing += 1
+        try:
+            remote.sink.write(start, data)
+        except OSError as error:
+            return from_os_error(error, handle, "writing to the cache")
+        except Exception as error:  # noqa: BLE001 - as above
+            return _expected(error, handle)
+        finally:
+            with self._lock:
+                remote.writing -= 1
+                self._settled.notify_all()
+        return None
+
+    def _land(
+        self, remote: Remote, request: Request, error: HubfsError | None
+    ) -> list[tuple[Remote, Request]]:
+        """A request has ended; returns what to send now."""
+        start, stop = request.start, request.stop
+        with self._lock:
+            now = time.monotonic()
+            given_up = False
+            if error is None and request.file in self._remotes:
+                remote.sink.kept(start, stop)
+                remote.received += stop - start
+                self._machine.done(request, now)
+            else:
+                given_up = self._machine.failed(
+                    request, now,
+                    temporary=error is not None and error.temporary,
+                    pause=getattr(error, "retry_after", None) or 0.0,
+                    factor=random.uniform(0.75, 1.25),
+                )  # fmt: skip
+                remote.sink.dropped(start, stop)
+            awaited = [each for each in remote.awaited if each.want.touches(request)]
+            if given_up:
+                for each in awaited:
+                    each.error = error
+            taken = self._take()
+        if error is not None and not isinstance(error, StoppedError):
+            log.log(logging.DEBUG if given_up else logging.INFO, "%s (%d to %d)", error, start, stop)
+            if given_up:
+                remote.sink.failed(error)
+        remote.sink.moved(bool(awaited) and (given_up or error is None))
+        return taken
+
+    def _remove(self, remote: Remote) -> None:
+        with self._lock:
+            if self._remotes.pop(remote.state, None) is not None:
+                self._machine.remove(remote.state)
+            while remote.writing:
+                self._settled.wait()
+            taken = self._take()
+        self._start(taken)
+
+
+def policy(settings: Settings, budget: int = BUDGET) -> Policy:
+    """The policy that a user's settings mean.
+
+    Args:
+        budget: bytes to read ahead, over all readers.
+    """
+    return Policy(
+        connections=settings.connections,
+        budget=budget,
+        retries=settings.retries,
+        retry_delay=settings.retry_delay,
+    )
+
+
+def _expected(error: Exception, handle: str) -> HubfsError:
+    """The error for readers; a bug is logged with its traceback."""
+    if isinstance(error, HubfsError):
+        return error
+    log.error("%s: internal error", handle, exc_info=error)
+    return HubfsError(
+        f"{handle}: internal error: {error!r}", hint="this is a bug in hubfs; the log has details"
+    )

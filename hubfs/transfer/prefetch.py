@@ -1,0 +1,400 @@
+"""Which range to fetch next: a state machine that knows no thread, no clock and no network.
+
+A file is known by its chunks: each is missing, asked for or present, and only what is missing is ever
+asked for. What readers wait for comes first, then what those who read in order will need, the soonest
+need first, then what is to be brought in anyhow.
+
+TensorFlow reads the end of a file and then all of it from its start, so a file has several cursors: a
+reader elsewhere never ends another one's run. The kernel reads ahead with several requests at a time, which
+come in any order, so small jumps belong to the run.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from hubfs.transfer.chunks import ASKED, CHUNK, MISSING, PRESENT, Chunks, whole
+
+#: Bytes of a request at least, where so much is missing. At 1 Gbit/s it takes 8 ms, a fraction of what
+#: the way to the hub and back takes, so less would be no quicker; random readers are not given more.
+FIRST: Final = 1 << 20
+#: Bytes of a request at most. At 1 Gbit/s and 30 ms a connection brings something two thirds of the time;
+#: more would bind memory and delay what is wanted meanwhile.
+LARGEST: Final = 8 << 20
+#: Seconds that a request should not exceed on a slow line: so long may others have to wait behind it.
+REQUEST_SECONDS: Final = 0.5
+#: A jump of so many bytes, forward or backward, belongs to the run.
+JUMP: Final = 8 << 20
+#: Bytes that are read ahead at most, over all readers: DEPTH requests for each of 8 connections.
+BUDGET: Final = 128 << 20
+#: Requests that are read ahead for each connection: all are busy while the reader waits for the first one.
+DEPTH: Final = 2
+#: Cursors of a file at most. The one that was used last stays.
+CURSORS: Final = 16
+#: A cursor that did not move for so many seconds is given no part of the budget.
+ACTIVE: Final = 30.0
+#: Seconds between two attempts at most.
+LONGEST_PAUSE: Final = 60.0
+
+
+class Kind(enum.IntEnum):
+    """Why something is asked for; the smaller, the more urgent."""
+
+    DEMAND = 0
+    AHEAD = 1
+    FILL = 2
+
+
+@dataclass(frozen=True)
+class Policy:
+    """
+    Attributes:
+        connections: requests on their way to one host at most.
+        budget: bytes to read ahead, over all readers; 0 turns it off.
+        largest: bytes of a request at most.
+        retries: attempts in a row that may fail without any progress.
+        retry_delay: seconds before the first repetition; they double with each further one.
+    """
+
+    connections: int = 8
+    budget: int = BUDGET
+    largest: int = LARGEST
+    retries: int = 5
+    retry_delay: float = 0.5
+
+
+@dataclass
+class Cursor:
+    """Somebody who reads a file in order.
+
+    Attributes:
+        position: behind the last byte that was read.
+        run: bytes read in order so far.
+        used: when that was.
+    """
+
+    position: int
+    run: int
+    used: float
+
+    @property
+    def window(self) -> int:
+        """Bytes to read ahead; doubles with the run."""
+        return 1 << (2 * self.run - 1).bit_length() if self.run else 0
+
+    def move(self, start: int, stop: int, now: float) -> None:
+        """A read that belongs to the run."""
+        jump = start - self.position
+        if jump > self.window:
+            self.run = max(0, self.run - jump)
+        self.run += max(0, stop - max(start, self.position))
+        self.position = max(self.position, stop)
+        self.used = now
+
+
+class File(Chunks):
+    """What is there of a file, and who reads it. Only a `Prefetch` changes it.
+
+    Attributes:
+        lane: the host it comes from: connections are counted for each.
+        cursors: the one that was used last comes last.
+    """
+
+    def __init__(self, size: int, lane: str = "", present: Iterable[int] = ()) -> None:
+        """
+        Args:
+            present: numbers of the chunks that are there already.
+        """
+        super().__init__(size, present)
+        self.lane = lane
+        self.cursors: list[Cursor] = []
+
+
+@dataclass(eq=False)
+class Want:
+    """A range that somebody waits for."""
+
+    file: File
+    start: int
+    stop: int
+
+    def touches(self, request: Request) -> bool:
+        """Whether a request brings some of it."""
+        return self.file is request.file and self.start < request.stop and request.start < self.stop
+
+
+@dataclass(eq=False)
+class Request:
+    """A range on its way, `stop` exclusive.
+
+    Attributes:
+        attempt: counts from 1.
+        began: when it was sent.
+    """
+
+    file: File
+    start: int
+    stop: int
+    kind: Kind
+    began: float
+    attempt: int = 1
+
+
+@dataclass
+class Lane:
+    """The connections to one host.
+
+    Attributes:
+        busy: requests on their way.
+        rate: bytes a second of one connection, with all that a request costs; `None` while unknown.
+        failures: requests in a row that failed.
+        rest: until when nothing is asked for that nobody waits for.
+    """
+
+    busy: int = 0
+    rate: float | None = None
+    failures: int = 0
+    rest: float = 0.0
+
+    def request_size(self, most: int) -> int:
+        """Bytes of a request, `most` at most."""
+        slow = FIRST if self.rate is None else self.rate * REQUEST_SECONDS
+        return max(CHUNK, int(min(most, max(slow, FIRST))) // CHUNK * CHUNK)
+
+
+@dataclass
+class Prefetch:
+    """Decides over all files of a process. All times are seconds of the same clock.
+
+    `next` says what to ask for, until there is nothing; `done` or `failed` must be told of each.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    wants: deque[Want] = field(default_factory=deque)
+    lanes: defaultdict[str, Lane] = field(default_factory=lambda: defaultdict(Lane))
+    _files: dict[File, None] = field(default_factory=dict)  # those with cursors
+    _fill: dict[File, None] = field(default_factory=dict)
+    _retries: list[tuple[float, Request]] = field(default_factory=list)
+
+    # ---- what readers do
+
+    def read(self, file: File, start: int, stop: int, now: float) -> bool:
+        """Somebody reads a range, there or not.
+
+        Returns:
+            Whether it is worth the time to ask `next`: not for each of the many small reads of a run.
+        """
+        near = [c for c in file.cursors if abs(start - c.position) <= JUMP]
+        if near:
+            cursor = min(reversed(near), key=lambda c: abs(start - c.position))
+            before = cursor.position
+            cursor.move(start, stop, now)
+            if cursor is file.cursors[-1] and before // FIRST == cursor.position // FIRST:
+                return False
+            file.cursors.remove(cursor)
+        else:
+            # Who begins at the start most often goes on; elsewhere a second read has to show it.
+            cursor = Cursor(stop, 0 if start else stop, now)
+        file.cursors = [*file.cursors[-CURSORS + 1 :], cursor]
+        self._files[file] = None
+        return True
+
+    def want(self, file: File, start: int, stop: int) -> Want:
+        """Somebody waits for a range, until `unwant`."""
+        want = Want(file, start, min(stop, file.size))
+        self.wants.append(want)
+        return want
+
+    def unwant(self, want: Want) -> None:
+        """Nobody waits for it any more; it may be over already."""
+        self.wants = deque(each for each in self.wants if each is not want)
+
+    def wanted(self, request: Request) -> bool:
+        """Whether somebody waits for bytes of a request."""
+        return any(want.touches(request) for want in self.wants)
+
+    def fill(self, file: File) -> None:
+        """Bring in all of a file, after those for which that was said before."""
+        self._fill[file] = None
+
+    def leave(self, file: File) -> None:
+        """Nobody has the file open any more: nothing is read ahead of it. Filling goes on."""
+        file.cursors = []
+        self._files.pop(file, None)
+
+    def remove(self, file: File) -> None:
+        """Ask for nothing of a file any more."""
+        self.leave(file)
+        self._fill.pop(file, None)
+        self._retries = [(at, request) for at, request in self._retries if request.file is not file]
+        self.wants = deque(want for want in self.wants if want.file is not file)
+
+    # ---- what comes of it
+
+    def next(self, now: float) -> Request | None:
+        """The request to send now; `None` if there is none until something happens or `wake` has come."""
+        request = self._again(now) or self._demand(now) or self._ahead(now) or self._filling(now)
+        if request is not None:
+            request.file.mark(request.start, request.stop, ASKED)
+            self._lane(request.file).busy += 1
+        return request
+
+    def wake(self, now: float) -> float | None:
+        """When `next` may have something though nothing else happened."""
+        times = [at for at, _ in self._retries]
+        if self._fill:
+            times += [lane.rest for lane in self.lanes.values()]
+        return min((at for at in times if at > now), default=None)
+
+    def done(self, request: Request, now: float) -> None:
+        """The bytes of a request are there."""
+        request.file.mark(request.start, request.stop, PRESENT)
+        lane = self._landed(request)
+        lane.failures, lane.rest = 0, 0.0
+        size = request.stop - request.start
+        if size >= FIRST:
+            rate = size / max(now - request.began, 1e-3)
+            lane.rate = rate if lane.rate is None else (lane.rate + rate) / 2
+
+    def failed(
+        self, request: Request, now: float, *, temporary: bool, pause: float = 0.0, factor: float = 1.0
+    ) -> bool:
+        """A request failed.
+
+        What somebody waits for is tried again as often as the policy says. All else is given up: who comes
+        for it tries again, and filling does so after a while.
+
+        Args:
+            temporary: it may succeed if it is repeated.
+            pause: seconds that the hub asked for.
+            factor: makes pauses differ, so that not all come back at the same moment.
+
+        Returns:
+            Whether it was given up. Those who wait for some of it must be told: their wants are over.
+        """
+        lane = self._landed(request)
+        lane.failures += 1
+        again = temporary and self.wanted(request) and request.attempt <= self.policy.retries
+        delay = self.policy.retry_delay * factor
+        delay *= 2 ** min((request.attempt if again else lane.failures) - 1, 20)
+        at = now + min(max(delay, pause), LONGEST_PAUSE)
+        lane.rest = max(lane.rest, at)
+        if again:
+            self._retries.append((at, request))
+            return False
+        request.file.mark(request.start, request.stop, MISSING)
+        self.wants = deque(want for want in self.wants if not want.touches(request))
+        if not temporary:
+            # What was asked for without need is not asked for again.
+            request.file.cursors = []
+            self._fill.pop(request.file, None)
+        return True
+
+    def shorten(self, request: Request, stop: int) -> None:
+        """There is room only up to `stop`; if that is its start, the request is not sent."""
+        request.file.mark(max(stop, request.start), request.stop, MISSING)
+        request.stop = stop
+        if stop <= request.start:
+            self._landed(request)
+
+    def forget(self, file: File, start: int, stop: int) -> None:
+        """Bytes that were present are not there any more."""
+        file.mark(start, min(stop, file.size), MISSING)
+
+    # ---- the decisions, most urgent first
+
+    def _again(self, now: float) -> Request | None:
+        for due in [retry for retry in self._retries if retry[0] <= now]:
+            failed = due[1]
+            if not self.wanted(failed):
+                self._retries.remove(due)
+                failed.file.mark(failed.start, failed.stop, MISSING)
+            elif self._is_free(failed.file):
+                self._retries.remove(due)
+                return Request(failed.file, failed.start, failed.stop, Kind.DEMAND, now, failed.attempt + 1)
+        return None
+
+    def _demand(self, now: float) -> Request | None:
+        for _ in range(len(self.wants)):
+            want = self.wants[0]
+            # Whoever wants much does not keep the others waiting.
+            self.wants.rotate(-1)
+            start = want.file.gap(want.start, want.stop)
+            if start is None or not self._is_free(want.file):
+                continue
+            most = self._lane(want.file).request_size(self.policy.largest)
+            size = min(most, max(FIRST, whole(want.stop - start)))
+            return Request(want.file, start, want.file.gap_end(start, size), Kind.DEMAND, now)
+        return None
+
+    def _ahead(self, now: float) -> Request | None:
+        best: tuple[int, Request] | None = None
+        windows = self._windows(now)
+        parts = max(DEPTH, DEPTH * self.policy.connections // max(1, len(windows)))
+        for window, cursor, file in windows:
+            lane = self._lane(file)
+            if lane.busy >= self.policy.connections or lane.rest > now or window < FIRST:
+                continue
+            end = min(cursor.position + window, file.size)
+            start = file.gap(cursor.position, end)
+            if start is None or (best is not None and start - cursor.position >= best[0]):
+                continue
+            size = lane.request_size(min(self.policy.largest, max(FIRST, window // parts)))
+            stop = file.gap_end(start, size)
+            # A window that moves by a few bytes is no reason for a request of a few bytes.
+            if stop > end and stop - start == size:
+                continue
+            best = start - cursor.position, Request(file, start, stop, Kind.AHEAD, now)
+        return best[1] if best else None
+
+    def _windows(self, now: float) -> list[tuple[int, Cursor, File]]:
+        """Bytes to read ahead for each cursor: what its run deserves, or an equal part of what is left."""
+        windows = [
+            (cursor.window, cursor, file)
+            for file in self._files
+            for cursor in file.cursors
+            if cursor.run and cursor.position < file.size and file.missing and now - cursor.used < ACTIVE
+        ]
+        windows.sort(key=lambda each: each[0])
+        left = self.policy.budget
+        for index, (window, cursor, file) in enumerate(windows):
+            granted = min(window, left // (len(windows) - index))
+            windows[index] = granted, cursor, file
+            left -= granted
+        return windows
+
+    def _filling(self, now: float) -> Request | None:
+        complete = []
+        found = None
+        for file in self._fill:
+            if not file.missing:
+                complete.append(file)
+                continue
+            lane = self._lane(file)
+            # One connection is left for what somebody may want; and one tries whether the host is back.
+            most = 1 if lane.failures else max(1, self.policy.connections - 1)
+            start = file.gap(file.filled * CHUNK, file.size)
+            if start is None or lane.busy >= most or lane.rest > now:
+                continue
+            file.filled = start // CHUNK
+            stop = file.gap_end(start, lane.request_size(self.policy.largest))
+            found = Request(file, start, stop, Kind.FILL, now)
+            break
+        for file in complete:
+            del self._fill[file]
+        return found
+
+    def _lane(self, file: File) -> Lane:
+        return self.lanes[file.lane]
+
+    def _is_free(self, file: File) -> bool:
+        return self._lane(file).busy < self.policy.connections
+
+    def _landed(self, request: Request) -> Lane:
+        lane = self._lane(request.file)
+        lane.busy -= 1
+        return lane

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Smaller objects come over one connection: they would be through before several pay.
-SEVERAL_FROM: Final = 8 << 20
+SEVERAL_FROM: Final = 16 << 20
 #: Seconds after which the reader, if it gets nothing, looks whether something can be done about it.
 TICK: Final = 0.02
 #: Seconds after which a connection that waits for memory looks for it: other transfers do not wake it.

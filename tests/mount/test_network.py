@@ -24,7 +24,7 @@ GOOD = make_archive(TREE)
 OTHER_TREE = make_tree(99, size=1 << 20)
 OTHER = make_archive(OTHER_TREE)
 #: Large enough for several connections.
-LARGE_TREE = make_tree(7, size=12 << 20)
+LARGE_TREE = make_tree(7, size=24 << 20)
 #: Until a failure that is remembered briefly may be tried anew, generously.
 FORGOTTEN = 30.0
 

@@ -121,7 +121,7 @@ def pull(
 
     settings = _settings(settings, overrides)
     check(settings)
-    named = {urlsplit(handle).netloc for handle in handles if handle.startswith(("http://", "https://"))}
+    named = {_host(handle) for handle in handles if handle.startswith(("http://", "https://"))}
     settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *sorted(named - {""})))
     store = Store(settings)
     pool = ThreadPoolExecutor(PARALLEL, "hubfs-pull")
@@ -145,6 +145,14 @@ def models(settings: Settings | None = None, prefix: str = "") -> list[Model]:
         return list(prefixed(store.models(), prefix, settings.hub))
     finally:
         store.close()
+
+
+def _host(url: str) -> str:
+    """The host, and port, of a URL; empty if it is none, which its own transfer is going to say."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:

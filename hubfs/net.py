@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from http.cookiejar import DefaultCookiePolicy
-from threading import Event
+from threading import Event, local
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 from weakref import WeakSet
@@ -27,6 +27,7 @@ from hubfs.errors import (
     UnavailableError,
     from_status,
 )
+from hubfs.sharing import Sharing
 from hubfs.version import __version__
 
 if TYPE_CHECKING:
@@ -41,15 +42,65 @@ MAX_REDIRECTS = 10
 MAX_PAUSE = 60.0
 _POOL = 32
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ANSWERS = frozenset({200, 206, 416})
+
+
+class Route:
+    """Where a URL's redirects led, so that the requests of one transfer follow them once.
+
+    Attributes:
+        url: where they begin.
+        final: what gave bytes last, if that is another address. It may be signed for a short time only:
+            after a failure there it is forgotten, and `url` is asked afresh.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.final: str | None = None
+
+    @property
+    def host(self) -> str:
+        """Who gives the bytes, as far as it is known."""
+        return urlsplit(self.final or self.url).netloc
+
+    def forget(self, address: str) -> None:
+        """Something failed at `address`."""
+        if self.final == address:
+            self.final = None
+
+
+class Call:
+    """A request that another thread can end while it waits for the answer or for more of its body."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._ended = False
+
+    def end(self) -> None:
+        """Make its thread fail soon. A connection that is still being opened is not interrupted."""
+        self._ended = True
+        _shut_down(self._socket)
+
+    def uses(self, connection: socket.socket | None) -> None:
+        self._socket = connection
+        if self._ended:
+            _shut_down(connection)
 
 
 class Net:
-    """Sends requests. Safe to use from many threads."""
+    """Sends requests. Safe to use from many threads.
+
+    Attributes:
+        sharing: what transfers at the same time have in common.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.sharing = Sharing(settings.connections)
         self._settings = settings
         self._session: requests.Session | None = None
         self._sockets: WeakSet[socket.socket] = WeakSet()
+        #: The call that each thread makes just now.
+        self._here = local()
 
     def prepare(self) -> None:
         """Load what the first request needs, before there is one: that takes some 50 ms."""
@@ -58,9 +109,7 @@ class Net:
     def shut_down(self) -> None:
         """End all connections, so that nobody waits any longer for what they might bring."""
         for connection in list(self._sockets):
-            # Its thread may be closing it just now.
-            with suppress(OSError, ValueError):
-                connection.shutdown(socket.SHUT_RDWR)
+            _shut_down(connection)
 
     def close(self) -> None:
         if self._session is not None:
@@ -68,14 +117,20 @@ class Net:
 
     @contextmanager
     def get(
-        self, url: str, handle: str, headers: Mapping[str, str] | None = None
+        self,
+        url: str | Route,
+        handle: str,
+        headers: Mapping[str, str] | None = None,
+        call: Call | None = None,
     ) -> Iterator[requests.Response]:
         """The answer to a GET, redirects followed, its body not yet read.
 
         Args:
-            url: what to ask for. That its host is allowed was decided before.
+            url: what to ask for. That its host is allowed was decided before. The redirects of a `Route`
+                are followed the first time, and again after a failure, also of reading the body.
             handle: named in errors.
             headers: of the request, sent to each hop (hubfs sends no credentials of its own).
+            call: by which another thread may end the request.
 
         Raises:
             HubfsError: no answer, or one that is not 200, 206 or 416.
@@ -84,18 +139,22 @@ class Net:
             raise OfflineError(
                 f"{handle}: not cached, and hubfs is offline", hint="mount without --offline to download it"
             )
-        response = self._follow(url, handle, headers or {})
+        route = url if isinstance(url, Route) else Route(url)
+        call = call or Call()
+        self._here.call = call
+        asked = route.final or route.url
         try:
-            if response.status_code not in (200, 206, 416):
-                raise from_status(
-                    response.status_code,
-                    handle,
-                    words=_plain_words(response),
-                    retry_after=parse_retry_after(response.headers.get("Retry-After")),
-                )
-            yield response
-        finally:
-            response.close()
+            response, asked = self._answer(route, handle, headers or {})
+            try:
+                _check_status(response, handle)
+                route.final = asked if asked != route.url else None
+                yield response
+            finally:
+                call.uses(None)  # before the connection may be somebody else's
+                response.close()
+        except HubfsError:
+            route.forget(asked)
+            raise
 
     def pause(self, attempt: int, error: HubfsError, cancel: Event) -> None:
         """Wait before attempt number `attempt` (from 1) after `error`.
@@ -109,13 +168,27 @@ class Net:
         if cancel.wait(min(delay, MAX_PAUSE)):
             raise StoppedError("stopped while waiting to try again")
 
-    def _follow(self, url: str, handle: str, headers: Mapping[str, str]) -> requests.Response:
+    def _answer(self, route: Route, handle: str, headers: Mapping[str, str]) -> tuple[requests.Response, str]:
+        """An answer, and who gave it."""
+        known = route.final
+        if known is not None:
+            # Names may lead elsewhere than when the redirect was followed.
+            self._check_redirect(route.url, known, handle, _is_public(urlsplit(route.url).hostname))
+            response = self._send(known, handle, headers)
+            if response.status_code in _ANSWERS or from_status(response.status_code, handle).temporary:
+                return response, known
+            # Perhaps only its signature is too old.
+            response.close()
+            route.forget(known)
+        return self._follow(route.url, handle, headers)
+
+    def _follow(self, url: str, handle: str, headers: Mapping[str, str]) -> tuple[requests.Response, str]:
         start_is_public = None
         for _ in range(MAX_REDIRECTS):
             response = self._send(url, handle, headers)
             location = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or not location:
-                return response
+                return response, url
             response.close()
             target = urljoin(url, location)
             if start_is_public is None:
@@ -182,7 +255,7 @@ class Net:
             session = requests.Session()
             session.headers.update({"User-Agent": f"hubfs/{__version__}", "Accept-Encoding": "identity"})
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            adapter = _adapter(self._sockets)
+            adapter = _adapter(self._sockets, self._here)
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             if not self._settings.verify_certificates:
@@ -192,8 +265,13 @@ class Net:
         return self._session
 
 
-def _adapter(sockets: WeakSet[socket.socket]) -> requests.adapters.HTTPAdapter:
-    """requests' adapter, except that the sockets of its connections can be found."""
+def _adapter(sockets: WeakSet[socket.socket], here: local) -> requests.adapters.HTTPAdapter:
+    """requests' adapter, except that the sockets of its connections can be found.
+
+    Args:
+        sockets: of all connections.
+        here: its `call` is told the socket of the request that the thread makes.
+    """
     import requests
     import urllib3
 
@@ -202,10 +280,18 @@ def _adapter(sockets: WeakSet[socket.socket]) -> requests.adapters.HTTPAdapter:
             super().connect()
             sockets.add(self.sock)
 
+        def getresponse(self) -> Any:
+            here.call.uses(self.sock)
+            return super().getresponse()
+
     class Secure(urllib3.connection.HTTPSConnection):
         def connect(self) -> None:
             super().connect()
             sockets.add(self.sock)
+
+        def getresponse(self) -> Any:
+            here.call.uses(self.sock)
+            return super().getresponse()
 
     class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Plain
@@ -224,6 +310,25 @@ def _adapter(sockets: WeakSet[socket.socket]) -> requests.adapters.HTTPAdapter:
             return manager
 
     return Adapter(pool_connections=_POOL, pool_maxsize=_POOL)
+
+
+def _shut_down(connection: socket.socket | None) -> None:
+    """End a connection that another thread may be reading, or closing."""
+    if connection is not None:
+        with suppress(OSError, ValueError):
+            # Not SSLSocket's own method: it takes the TLS state from under the reader's feet, who then
+            # may get what was encrypted for what it says.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def _check_status(response: requests.Response, handle: str) -> None:
+    if response.status_code not in _ANSWERS:
+        raise from_status(
+            response.status_code,
+            handle,
+            words=_plain_words(response),
+            retry_after=parse_retry_after(response.headers.get("Retry-After")),
+        )
 
 
 def _certificates(verify: bool) -> bool | str:

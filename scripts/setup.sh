@@ -6,11 +6,13 @@
 #
 #     HUBFS_VENV=DIR                       where the virtual environment is (default: .venv in the checkout)
 #     HUBFS_PYTHON=PYTHON                  what to make it with (default: the first python3 >= 3.10 found)
+#     HUBFS_EXTRAS=EXTRA,...               what to install with hubfs (default: tensorflow,dev)
 
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$(realpath -m "${HUBFS_VENV:-$checkout/.venv}")
+extras=${HUBFS_EXTRAS:-tensorflow,dev}
 
 step() { printf '==> %s\n' "$*"; }
 
@@ -108,19 +110,20 @@ have_venv() {
 
 # What decides which packages are wanted, and where hubfs is.
 wanted() {
-    { cat "$checkout/pyproject.toml"; echo "$checkout"; "$venv/bin/python" --version; } | sha256sum
+    { cat "$checkout/pyproject.toml"; echo "$checkout $extras"; "$venv/bin/python" --version; } | sha256sum
 }
 
 have_hubfs() {
-    local stamp=$venv/hubfs-setup.sha256
+    local stamp=$venv/hubfs-setup.sha256 size
     if [ ! -x "$venv/bin/hubfs" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(wanted)" ]; then
-        step "Python packages: installing hubfs, TensorFlow and the tools for tests (2 GB; some minutes)"
+        case $extras in *tensorflow*) size=" (2 GB; some minutes)" ;; esac
+        step "Python packages: installing hubfs and what its extras $extras want${size:-}"
         rm -f "$stamp"
         quietly "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
-            --editable "$checkout[tensorflow,dev]" || fail "pip could not install them; its output is above."
+            --editable "${checkout}[$extras]" || fail "pip could not install them; its output is above."
         wanted >"$stamp"
     fi
-    step "Python packages: $("$venv/bin/hubfs" --version), TensorFlow and the tools for tests"
+    step "Python packages: $("$venv/bin/hubfs" --version), and what its extras $extras want"
 }
 
 have_packages

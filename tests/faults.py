@@ -249,8 +249,8 @@ class Fault:
 
     @classmethod
     def wrong_md5(cls, **select: Any) -> Fault:
-        """Give a wrong md5 in `x-goog-hash`; the ETag stays."""
-        return cls._wrong_hash("md5", hashlib.md5(b"wrong").digest(), select)
+        """Give only a wrong md5 in `x-goog-hash`: a crc32c would be looked at instead. The ETag stays."""
+        return cls._wrong_hash("md5", hashlib.md5(b"wrong").digest(), select, alone=True)
 
     @classmethod
     def wrong_crc32c(cls, **select: Any) -> Fault:
@@ -258,13 +258,24 @@ class Fault:
         return cls._wrong_hash("crc32c", b"\1\2\3\4", select)
 
     @classmethod
-    def _wrong_hash(cls, name: str, digest: bytes, select: Mapping[str, Any]) -> Fault:
+    def _wrong_hash(cls, name: str, digest: bytes, select: Mapping[str, Any], alone: bool = False) -> Fault:
         def act(answer: Answer) -> None:
             assert answer.resource is not None, f"{answer.path} has nothing to give a wrong checksum of"
-            wrong = {**answer.resource.goog_hash, name: _base64(digest)}
+            others = {} if alone else answer.resource.goog_hash
+            wrong = {**others, name: _base64(digest)}
             answer.resource = dataclasses.replace(answer.resource, goog_hash=wrong)
 
         return cls(f"wrong_{name}", act, **select)
+
+    @classmethod
+    def when(cls, condition: Callable[[FaultHub, Request], bool], fault: Fault, **select: Any) -> Fault:
+        """Another fault, for requests for which the condition holds; by default for ever."""
+
+        def act(answer: Answer) -> None:
+            if condition(answer.hub, answer.hub.log[-1]):
+                fault.act(answer)
+
+        return cls(f"when {fault.kind}", act, **{"times": None, **select})
 
     @classmethod
     def hang_up(cls, **select: Any) -> Fault:

@@ -50,11 +50,13 @@ class FaultHub:
         log: every request in the order of arrival.
         rate: bytes per second of one answer's body; None means no limit. May be set at any time.
         latency: seconds before the head of each answer. May be set at any time.
+        busiest: the most connections that were open at a time.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.rate: float | None = None
         self.latency = 0.0
+        self.busiest = 0
         self.log: list[Request] = []
         self.closing = threading.Event()
         self._changed = threading.Condition()  # protects log and everything below
@@ -140,6 +142,11 @@ class FaultHub:
             for request in self.requests(handle_path)
             if request.wants_archive and not request.is_probe
         ]
+
+    def answering(self) -> list[Request]:
+        """The requests that are not answered to the end."""
+        with self._changed:
+            return [request for request in self.log if not request.done.is_set()]
 
     def wait_for(
         self, condition: Callable[[FaultHub], object], timeout: float = 10.0, *, what: str = "requests"
@@ -239,6 +246,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
             self._connections.add(request)
+            self.hub.busiest = max(self.hub.busiest, len(self._connections))
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:

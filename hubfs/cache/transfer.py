@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
 
 from hubfs.cache.arrival import Arrival
@@ -16,8 +17,10 @@ from hubfs.cache.layout import DownloadLock, LockWatch, is_present, remove, writ
 from hubfs.cache.manifest import Manifest
 from hubfs.errors import DamagedError, DiskFullError, HostileError, HubfsError, StoppedError, from_os_error
 from hubfs.hubs.base import Origin
-from hubfs.transfer.archive import Limits, extract, sync
+from hubfs.transfer.archive import Limits, extract
 from hubfs.transfer.download import Download, in_background
+from hubfs.transfer.inflate import inflate
+from hubfs.transfer.storage import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,36 +121,46 @@ class Transfer:
         for attempt in range(1, ATTEMPTS + 1):
             if self._stopped.is_set():
                 raise StoppedError(f"{self.handle}: the transfer was stopped")
-            lock.tmp.mkdir(mode=0o755)
-            arrival = Arrival(lock.tmp, self._outcome.changed, self._settings.verified_only)
-            self._outcome.arriving(arrival)
-            started = time.monotonic()
             try:
-                self._receive(origin, arrival, lock.tmp)
-            except HubfsError as error:
-                again = isinstance(error, DamagedError) and not isinstance(error, HostileError)
-                arrival.fail(error)
-                if not again or attempt == ATTEMPTS:
+                self._attempt(lock, origin)
+                return
+            except HostileError:
+                raise
+            except DamagedError as error:
+                if attempt == ATTEMPTS:
                     raise
                 log.warning("%s; starting again from zero", error)
                 shutil.rmtree(lock.tmp)
                 # What the hub said of size and ETag when it was asked may no longer hold.
                 origin = dataclasses.replace(origin, size=None, etag=None)
-                continue
+
+    def _attempt(self, lock: DownloadLock, origin: Origin) -> None:
+        """Bring all in, once, and publish it."""
+        lock.tmp.mkdir(mode=0o755)
+        arrival = Arrival(lock.tmp, self._outcome.changed, self._settings.verified_only)
+        self._outcome.arriving(arrival)
+        started = time.monotonic()
+        with closing(Storage()) as storage:
+            try:
+                self._receive(origin, arrival, storage)
+            except HubfsError as error:
+                arrival.fail(error)
+                raise
             except OSError as error:
                 failure = from_os_error(error, self.handle, "writing to the cache")
                 arrival.fail(failure)
                 raise failure from error
             manifest = arrival.manifest(self.handle)
             self._outcome.arrived(manifest, lock.tmp)
-            self._publish(lock, manifest)
-            log.info(
-                "%s: %d bytes in %d files, %.1f s", self.handle, manifest.size, len(manifest.files),
-                time.monotonic() - started,
-            )  # fmt: skip
-            return
+            self._publish(lock, manifest, storage)
+        log.info(
+            "%s: %d bytes in %d files, %.1f s", self.handle, manifest.size, len(manifest.files),
+            time.monotonic() - started,
+        )  # fmt: skip
 
-    def _receive(self, origin: Origin, arrival: Arrival, into: Path) -> None:
+    def _receive(self, origin: Origin, arrival: Arrival, storage: Storage) -> None:
+        """Download, inflate and write, each in a thread of its own, until all has arrived and was checked."""
+        into = arrival.directory_path
         free = shutil.disk_usage(into).free
         if origin.size is not None and origin.size > free:
             raise DiskFullError(
@@ -159,14 +172,12 @@ class Transfer:
             over.set()
         download = self._download = Download(self._net, origin, self._settings, over, self._progress(arrival))
         limits = Limits(self._settings.max_model_files, self._settings.max_model_size)
-        chunks = in_background(iter(download), self._end_attempt)
-        try:
-            extract(chunks, into, arrival, limits, name=self.handle)
-            # What is behind the archive's end must arrive as well: the checksum is of the whole.
-            for _ in chunks:
-                pass
-        finally:
-            chunks.close()  # ends the connection's thread
+        # Leaving early ends the threads, the last one first: it may be waiting for the one before.
+        with (
+            closing(in_background(iter(download), self._end_attempt)) as chunks,
+            closing(in_background(inflate(chunks), self._end_attempt)) as tar,
+        ):
+            extract(tar, into, arrival, storage, limits, name=self.handle)
 
     def _end_attempt(self) -> None:
         self._attempt_over.set()
@@ -186,11 +197,11 @@ class Transfer:
 
         return on_bytes
 
-    def _publish(self, lock: DownloadLock, manifest: Manifest) -> None:
+    def _publish(self, lock: DownloadLock, manifest: Manifest, storage: Storage) -> None:
         """Make the version appear in the cache, whole, by one rename."""
         model = self._layout.model(self._key)
         try:
-            sync(lock.tmp)
+            storage.sync(lock.tmp)
             write_descriptor(self._layout.descriptor(self._key), self.handle)
             if not lock.is_ours:
                 # Another process thought us dead and took over: it publishes the same files.

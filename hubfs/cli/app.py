@@ -86,17 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if debug:
         given.remove("--debug")
     _set_up_log(debug)
-    if given[:1] == ["--version"]:
-        print(f"hubfs {__version__}")
-        return DONE
     try:
-        # Without a command the help says more than an error would, but nothing was done.
-        code = _run(given) if given else _run(["--help"]) or WRONG_USE
-        sys.stdout.flush()
+        if given[:1] == ["--version"]:
+            print(f"hubfs {__version__}")
+            code = DONE
+        else:
+            # Without a command the help says more than an error would, but nothing was done.
+            code = _run(given) if given else _run(["--help"]) or WRONG_USE
+        print(end="", flush=True)
         return code
     except Exception as error:  # noqa: BLE001 - the last resort: it becomes a line, not a traceback
         if debug:
             traceback.print_exc()
+        _finish_output()
         return _report(error)
     except KeyboardInterrupt:
         return _stopped()
@@ -124,8 +126,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, _UsageError):
         return _report_wrong_use(error)
     if isinstance(error, BrokenPipeError):
-        # The reader, such as `head`, has what it wanted. Python must not try to flush again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, such as `head`, has what it wanted.
         return FAILED
     if isinstance(error, OSError):
         # Not a bug but the machine, such as a full disk behind stdout.
@@ -133,6 +134,14 @@ def _report(error: Exception) -> int:
         return FAILED
     print_error(f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)")
     return FAILED
+
+
+def _finish_output() -> None:
+    """What cannot be written is given up: Python would try again at exit, and say so in its own way."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report_wrong_use(error: typer.BadParameter) -> int:

@@ -14,8 +14,8 @@ class Archive:
 
     Attributes:
         handle: whose bytes these are.
-        url: where to ask for them. Redirects are followed afresh each time: what they lead to may be
-            signed for a few days only.
+        url: where to ask for them. Redirects are followed afresh for each transfer: what they lead to may
+            be signed for a few days only.
         size: bytes of the archive, `None` where the hub does not say.
         etag: its strong ETag, if the hub gives ranges of it.
     """

@@ -1,4 +1,4 @@
-"""An archive on its way -> files on disk, safely, with every step told to whoever serves them meanwhile."""
+"""A tar on its way -> files on disk, safely, with every step told to whoever serves them meanwhile."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from typing import Protocol
 from isal import isal_zlib
 
 from hubfs.errors import DamagedError, TooLargeError
-from hubfs.transfer.inflate import inflate
+from hubfs.transfer.storage import REST, STEP, Storage
 from hubfs.transfer.tar import Member, members
 
-#: Bytes that are inflated at a time, and then checksummed and written while still in the CPU's cache:
-#: 1 MiB was 6 to 15 % slower.
-_INFLATED = 256 << 10
-
-#: Bytes of one write at most, for a plain tar that comes in larger pieces: readers are told after each.
+#: Bytes of one write at most, should they come in larger pieces: readers are told after each.
 _WRITE = 1 << 20
 
 #: 2100-01-01. A later time, like one before 1970, is a writer's mistake.
@@ -64,17 +60,20 @@ class Limits:
     max_bytes: int
 
 
-def extract(chunks: Iterable[bytes], into: Path, sink: Sink, limits: Limits, *, name: str) -> None:
-    """Extract a tar or tar.gz, and read it to its end so that every check of it is made.
+def extract(
+    tar: Iterable[bytes], into: Path, sink: Sink, storage: Storage, limits: Limits, *, name: str
+) -> None:
+    """Extract a tar, and read it to its end so that every check of it is made.
 
     Directories get mode 0755 and files 0644, whatever the archive and the umask say. Times are the
     publisher's, or the time of writing where that is before 1970 or after 2099. After an error what was
     written stays; the caller removes it.
 
     Args:
-        chunks: the archive's bytes in pieces of any size.
+        tar: its bytes in pieces of any size.
         into: an existing, empty directory that nobody else writes to.
         sink: is told about progress.
+        storage: brings large files to stable storage beside. Its `sync` is left to the caller.
         limits: the most that is taken.
         name: the handle, for messages.
 
@@ -82,12 +81,11 @@ def extract(chunks: Iterable[bytes], into: Path, sink: Sink, limits: Limits, *, 
         HostileError: the archive tries what only an attack would.
         DamagedError: the archive is not whole.
         TooLargeError: the archive passes the limits.
-        OSError: writing failed, for example with ENOSPC. Errors of `chunks` and `sink` go up unchanged too.
+        OSError: writing failed, for example with ENOSPC. Errors of `tar` and `sink` go up unchanged too.
     """
     try:
-        with _Writer(into, sink) as writer:
-            plain = inflate(chunks, chunk_size=_INFLATED)
-            for member, data in members(plain, max_files=limits.max_files, max_bytes=limits.max_bytes):
+        with _Writer(into, sink, storage) as writer:
+            for member, data in members(tar, max_files=limits.max_files, max_bytes=limits.max_bytes):
                 if member.is_dir:
                     writer.directory(member)
                 else:
@@ -102,9 +100,10 @@ def extract(chunks: Iterable[bytes], into: Path, sink: Sink, limits: Limits, *, 
 class _Writer:
     """Makes files and directories below one directory, by names relative to its descriptor."""
 
-    def __init__(self, into: Path, sink: Sink) -> None:
+    def __init__(self, into: Path, sink: Sink, storage: Storage) -> None:
         self._root = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._sink = sink
+        self._storage = storage
         self._directories: dict[str, int] = {}
 
     def __enter__(self) -> _Writer:
@@ -152,7 +151,7 @@ class _Writer:
         self._sink.file_done(path, crc32)
 
     def _write(self, descriptor: int, path: str, data: Iterator[memoryview]) -> int:
-        written = crc32 = 0
+        written = begun = crc32 = 0
         for piece in data:
             for start in range(0, len(piece), _WRITE):
                 part = piece[start : start + _WRITE]
@@ -162,6 +161,10 @@ class _Writer:
                     written += count
                     part = part[count:]
                 self._sink.file_grew(path, written)
+            if written - begun >= STEP and self._storage.begin(descriptor):
+                begun = written
+        if written - begun >= REST:
+            self._storage.begin(descriptor)
         return crc32
 
     def finish(self) -> None:
@@ -176,29 +179,3 @@ class _Writer:
 def _sane_time(mtime: int) -> int:
     """The publisher's time, or now if it cannot be one. Seconds since 1970."""
     return mtime if 0 < mtime < _MAX_MTIME else int(time.time())
-
-
-def sync(into: Path) -> None:
-    """Bring every file and directory below `into`, and itself, to stable storage, contents first.
-
-    Raises:
-        OSError: the storage failed; nothing may be taken for stored.
-    """
-    directories = [str(into)]
-    for directory in directories:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    directories.append(entry.path)
-                else:
-                    _sync_one(entry.path, os.O_RDONLY)
-    for directory in reversed(directories):
-        _sync_one(directory, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _sync_one(path: str, flags: int) -> None:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

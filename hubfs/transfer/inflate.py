@@ -39,18 +39,23 @@ _OTHER_FORMATS = {
 
 
 def inflate(chunks: Iterable[bytes], *, chunk_size: int = 1 << 20) -> Iterator[bytes]:
-    """Decompress an archive if it is gzip, else pass it through as a plain tar.
+    """Decompress an archive if it is gzip, else pass it through as a plain tar; read it to its end.
 
     Concatenated gzip members make one stream, and zero padding after the last one is allowed.
 
     Args:
         chunks: the archive in pieces of any size, also empty ones.
-        chunk_size: the most bytes of one decompressed piece. Pieces of a plain tar stay as they come.
+        chunk_size: the most bytes of one decompressed piece. To hand on smaller ones costs more CPU time:
+            256 KiB 5 % and 64 KiB 20 % of a whole transfer's. Pieces of a plain tar stay as they come.
 
     Raises:
         DamagedError: empty, truncated, failing a check, followed by other bytes, or neither gzip nor
             tar. Errors of `chunks` go up unchanged.
     """
+    # glibc gets what is larger than all it was given back before from the kernel, page fault by page fault,
+    # for every piece anew: a tenth of a transfer's CPU time. From here on, pieces are not that large. (With
+    # much more than that it would keep more freed memory than is worth it.)
+    bytearray(chunk_size + (64 << 10))
     source = _Source(chunks)
     head = source.peek(_HEAD)
     if not head:

@@ -9,23 +9,16 @@ used: it takes numbers such as `0o17` and `1_0`, and reads GNU tar's time fields
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from hubfs.errors import DamagedError, HostileError, TooLargeError
+from hubfs.transfer.names import Names, clean, show
 
 BLOCK = 512
 
-#: What Linux takes: NAME_MAX, and PATH_MAX without its NUL.
-MAX_COMPONENT = 255
-MAX_PATH = 4095
-#: Deep trees make recursive clean-up (`shutil.rmtree` before Python 3.13) overflow; models are shallow.
-MAX_DEPTH = 128
 #: The most bytes of one pax or long name body.
 MAX_EXTENDED = 1 << 20
-#: The most characters of all names together, since every one is remembered to find duplicates.
-MAX_NAMES = 16 << 20
 #: The most headers that may come for each allowed file: a pax and two GNU ones, itself, and repetitions.
 _HEADERS_PER_FILE = 8
 #: Bytes of padding behind the end marker, beyond `max_bytes`: writers fill a record, a few MiB at most.
@@ -87,9 +80,9 @@ def members(
             or no file at all. Errors of `chunks` go up unchanged.
     """
     stream = _Stream(chunks)
-    tree = _Tree(max_files, max_bytes)
+    names = Names(max_files)
     extended = _Extended()
-    headers = files = 0
+    headers = files = total = 0
     while header := _next_header(stream):
         headers += 1
         if headers > _HEADERS_PER_FILE * (max_files + 1):
@@ -98,8 +91,11 @@ def members(
             extended.read(header, stream)
             continue
         member = extended.apply(header)
-        tree.add(member)
+        names.add(member.name, is_dir=member.is_dir)
         files += not member.is_dir
+        total += member.size
+        if total > max_bytes:
+            raise TooLargeError(f"the archive holds more than {max_bytes} bytes of files")
         data = stream.pieces(member.size, member.name)
         yield member, data
         for _ in data:
@@ -172,6 +168,10 @@ class _Header:
     size: int
     mtime: int
 
+    @property
+    def is_v7_directory(self) -> bool:
+        return self.kind == b"\0" and self.name.endswith(b"/")
+
 
 def _next_header(stream: _Stream) -> _Header | None:
     """The next header; None at the end marker.
@@ -237,7 +237,7 @@ class _Extended:
         what = show(header.name)
         if not 0 <= header.size <= MAX_EXTENDED:
             raise HostileError(f"the archive has an extended header of {header.size} bytes: {what}")
-        if header.kind in self._seen:
+        if header.kind in self._seen and header.kind != b"g":
             raise DamagedError(f"the archive has two extended headers of one kind for one member: {what}")
         padded = stream.read(header.size + -header.size % BLOCK)
         if len(padded) % BLOCK or len(padded) < header.size:
@@ -246,11 +246,10 @@ class _Extended:
         if any(padding):
             # tarfile reads on into the padding: records there would mean one thing here, another there.
             raise HostileError(f"the archive hides bytes behind an extended header: {what}")
+        self._seen.add(header.kind)
         if header.kind == b"g":
             self._read_global(body)
-            return
-        self._seen.add(header.kind)
-        if header.kind == b"x":
+        elif header.kind == b"x":
             self._local = _records(body)
         elif header.kind == b"L":
             self._long_name = body.rstrip(b"\0")
@@ -273,17 +272,21 @@ class _Extended:
         if long_name is not None and b"path" in local:
             raise HostileError(f"the archive has a member with two names: {show(raw)}")
         _check_kind(header.kind, raw)
-        name = _clean(raw)
+        name = clean(raw)
         size = _pax_size(local[b"size"]) if b"size" in local else header.size
         mtime = header.mtime if self._global_mtime is None else self._global_mtime
         if b"mtime" in local:
             mtime = _pax_time(local[b"mtime"])
         # Before ustar a directory was a file with a slash at its end.
         is_dir = header.kind == b"5" or raw.endswith(b"/")
-        if size < 0 or (size and is_dir):
+        named_before = long_name is not None or b"path" in local
+        if named_before and header.kind != b"5" and (is_dir or header.is_v7_directory):
+            # Only in a header of its own: with a second name readers disagree.
+            raise HostileError(f"the archive has a file that some take for a directory: {show(raw)}")
+        if min(size, header.size) < 0 or (size and is_dir):
             raise HostileError(f"the archive has a member of an impossible size ({size}): {show(raw)}")
-        if not name and not is_dir:
-            raise HostileError(f"the archive has a file in the place of its root: {show(raw)}")
+        if not is_dir and raw.rpartition(b"/")[2] == b".":
+            raise HostileError(f"the archive has a file in the place of a directory: {show(raw)}")
         return Member(name, is_dir, size, mtime)
 
     def check_none(self) -> None:
@@ -292,7 +295,7 @@ class _Extended:
 
 
 def _records(body: bytes) -> dict[bytes, bytes]:
-    """The records of a pax header, `<length> <key>=<value>\\n` each; an empty value unsets the key."""
+    """The records of a pax header, `<length> <key>=<value>\\n` each."""
     records: dict[bytes, bytes] = {}
     position = 0
     while position < len(body):
@@ -308,9 +311,11 @@ def _records(body: bytes) -> dict[bytes, bytes]:
             raise HostileError("the archive has a sparse file, which hubfs does not take")
         if key == b"hdrcharset" and value not in _CHARSETS:
             raise HostileError(f"the archive has names in an unknown character set: {show(value)}")
-        records.pop(key, None)
-        if value:
-            records[key] = value
+        if key in (b"path", b"size", b"mtime") and (not value or key in records):
+            # Readers disagree on what that means.
+            what = "two values" if value else "an empty value"
+            raise HostileError(f"the archive has a pax header with {what} of {key.decode()}")
+        records[key] = value
         position = end
     return records
 
@@ -334,75 +339,3 @@ def _check_kind(kind: bytes, raw: bytes) -> None:
         return
     what = _REFUSED.get(kind, f"a member of unknown type {kind!r}")
     raise HostileError(f"the archive has {what}, and hubfs takes only files and directories: {show(raw)}")
-
-
-def _clean(raw: bytes) -> str:
-    """The relative path that a member's name means."""
-    parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
-    offence = ""
-    if not raw:
-        raise DamagedError("the archive has a member without a name")
-    if b"\0" in raw:
-        offence = "a NUL in its name"
-    elif raw.startswith(b"/"):
-        offence = "an absolute name"
-    elif b".." in parts:
-        offence = "'..' in its name"
-    elif len(raw) > MAX_PATH or len(parts) > MAX_DEPTH or any(len(part) > MAX_COMPONENT for part in parts):
-        offence = "too long a name"
-    if offence:
-        raise HostileError(f"the archive has a member with {offence}: {show(raw)}")
-    return b"/".join(parts).decode("utf-8", "surrogateescape")
-
-
-class _Tree:
-    """All names so far, to tell a place that is taken twice, and how much there is."""
-
-    def __init__(self, max_files: int, max_bytes: int) -> None:
-        self._max_files = max_files
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._name_bytes = 0
-        self._is_dir: dict[str, bool] = {}
-        self._folded: dict[str, str] = {}
-
-    def add(self, member: Member) -> None:
-        parent = member.name.rpartition("/")[0]
-        if parent and not self._is_dir.get(parent, False):
-            end = member.name.find("/")
-            while end >= 0:
-                self._claim(member.name[:end], is_dir=True)
-                end = member.name.find("/", end + 1)
-        if member.name:
-            self._claim(member.name, is_dir=member.is_dir)
-        self._bytes += member.size
-        if self._bytes > self._max_bytes:
-            raise TooLargeError(f"the archive holds more than {self._max_bytes} bytes of files")
-
-    def _claim(self, name: str, *, is_dir: bool) -> None:
-        known = self._is_dir.get(name)
-        if known is not None:
-            if known and is_dir:
-                return  # GNU tar repeats directories when it appends.
-            twice = "both a file and a directory" if known or is_dir else "twice"
-            raise HostileError(f"the archive has a member {twice}: {show(name)}")
-        # Canonical caseless matching (Unicode, D145): what case-insensitive file systems take for one name.
-        folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
-        other = self._folded.setdefault(folded, name)
-        if other != name:
-            raise HostileError(
-                f"the archive has two names that some file systems take for one: {show(other)}, {show(name)}"
-            )
-        self._is_dir[name] = is_dir
-        self._name_bytes += len(name)
-        if len(self._is_dir) > self._max_files:
-            raise TooLargeError(f"the archive holds more than {self._max_files} files and directories")
-        if self._name_bytes > MAX_NAMES:
-            raise TooLargeError(f"the archive's names have more than {MAX_NAMES} characters together")
-
-
-def show(name: str | bytes) -> str:
-    """A name for a message: printable, at most 200 characters."""
-    text = name[:200].decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name[:200]
-    shown = repr(text)
-    return shown if len(shown) <= 200 else shown[:199] + "…"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
 import re
 import shutil
@@ -12,23 +12,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hubfs import daemon, mounts
-from hubfs.config import Settings
+from hubfs import mounts
 from hubfs.errors import HubfsError
+from scripts.bench import reader as reading
+from scripts.bench.processes import Unavailable
+from scripts.bench.reader import Reader
 
 #: A hub that is never asked: for mounts of cached models.
 NOWHERE = "http://127.0.0.1:9"
-_CREATED = re.compile(r"run-(\d+)-")
-
-
-class Unavailable(Exception):
-    """A part that cannot run on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,25 @@ FULL = Sizes(large=15 * (64 << 20), embed=996_000 * 128 * 4, models=10_000, runs
 
 @dataclass(frozen=True)
 class Mount:
-    """A running mount."""
+    """A running mount.
+
+    Attributes:
+        reader: the process of its user; None if that is this one.
+    """
 
     path: Path
     cache: Path
     pid: int
+    reader: Reader | None = None
+
+    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run one of the functions of `reader.py` where the mount can be seen."""
+        return self.reader(function, *arguments) if self.reader else function(*arguments)
+
+    def status(self) -> dict[str, Any]:
+        """Its status.json."""
+        found: dict[str, Any] = self.do(reading.status, str(self.path))
+        return found
 
     def wait_for_models(self, count: int, timeout: float = 60.0) -> None:
         """Wait until the daemon has looked through its cache.
@@ -66,28 +78,38 @@ class Mount:
             RuntimeError: it does not get done.
         """
         deadline = time.monotonic() + timeout
-        while (found := mounts.status(self.path)["cache"]["models"]) != count:
+        while (found := self.status()["cache"]["models"]) != count:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the mount knows {found} models instead of {count}")
             time.sleep(0.05)
 
     def wait_until_idle(self, timeout: float = 60.0) -> None:
         """Wait until the daemon has done in the background what it does after its start."""
-        deadline, before = time.monotonic() + timeout, -1
-        while (now := self._cpu_ticks()) != before and time.monotonic() < deadline:
+        deadline, before = time.monotonic() + timeout, -1.0
+        while (now := self.cpu_seconds()) != before and time.monotonic() < deadline:
             before = now
             time.sleep(0.25)
 
-    def _cpu_ticks(self) -> int:
+    def cpu_seconds(self) -> float:
         """User and system time so far, of all its threads (proc(5))."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def memory(self) -> dict[str, float]:
-        """Resident and proportional memory of the daemon, in MB."""
-        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
-        kib = {name: int(value) for name, value in re.findall(r"^(Rss|Pss):\s+(\d+)", text, re.MULTILINE)}
-        return {name.lower(): value * 1024 / 1e6 for name, value in kib.items()}
+    def memory(self) -> float:
+        """What of the daemon is resident, in MB."""
+        return self._memory("VmRSS")
+
+    def forget_peak(self) -> None:
+        """`peak_memory` is what is reached from now on (proc(5): clear_refs)."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def peak_memory(self) -> float:
+        """The most that was resident at one time, in MB."""
+        return self._memory("VmHWM")
+
+    def _memory(self, which: str) -> float:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.findall(rf"^{which}:\s+(\d+)", status, re.MULTILINE)[0]) * 1024 / 1e6
 
 
 @dataclass(frozen=True)
@@ -98,19 +120,34 @@ class Bench:
         work: directory of what is built once and kept.
         scratch: directory of this run; removed at its end.
         digests: whether servers declare checksums.
+        left_out: what could not be measured, and why.
     """
 
     sizes: Sizes
     work: Path
     scratch: Path
     digests: bool
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         print(f"  {text}", file=sys.stderr, flush=True)
 
-    def fresh(self, name: str) -> Path:
-        """A new, empty directory."""
-        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.scratch))
+    @contextmanager
+    def optional(self, what: str) -> Iterator[None]:
+        """What is in the `with` block is left out where it cannot be measured."""
+        try:
+            yield
+        except Unavailable as error:
+            self.left_out[what] = str(error)
+            self.say(f"{what} is left out: {error}")
+
+    def fresh(self, name: str, user: str | None = None) -> Path:
+        """A new, empty directory, of this or another user."""
+        directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.scratch))
+        if user is not None:
+            directory.chmod(0o755)
+            shutil.chown(directory, user)
+        return directory
 
     @contextmanager
     def fresh_cache(self) -> Iterator[Path]:
@@ -124,36 +161,80 @@ class Bench:
             os.sync()
 
     @contextmanager
-    def mounted(self, cache: Path, hub: str = NOWHERE, **settings: Any) -> Iterator[Mount]:
-        """A mount for the length of a `with` block, made as `hubfs mount` makes it, and idle at first."""
-        path = self.fresh("mnt")
+    def mounted(
+        self, cache: Path, hub: str = NOWHERE, user: str | None = None, **settings: Any
+    ) -> Iterator[Mount]:
+        """A mount for the length of a `with` block, made as `hubfs mount` makes it, and idle at first.
+
+        Args:
+            user: whose it is; None for the user that runs this.
+
+        Raises:
+            Unavailable: that user cannot run this.
+        """
+        # Another user may not pass all directories on the way to the scratch directory.
+        home = Path(tempfile.mkdtemp(prefix="hubfs-bench-")) if user else self.fresh("mount")
+        path = home / "mnt"
         flags = {
             "hub": hub,
             "cache_dir": str(cache),
-            "log_file": str(path.with_suffix(".log")),
+            "log_file": str(home / "log"),
             "offline": hub == NOWHERE,
             **settings,
         }
-        pid = daemon.start(Settings.load(flags, environ={}, config_file=Path(os.devnull)), path)
-        try:
-            mount = Mount(path, cache, pid)
+        with contextlib.ExitStack() as stack:
+            reader = None
+            if user is not None:
+                stack.callback(shutil.rmtree, home, ignore_errors=True)
+                shutil.chown(home, user)
+                stack.enter_context(_device_for_everybody())
+                reader = stack.enter_context(reading.reader(user))
+            pid = reader(reading.mount, str(path), flags) if reader else reading.mount(str(path), flags)
+            stack.callback(unmount, path, pid, reader)
+            mount = Mount(path, cache, pid, reader)
             mount.wait_until_idle()
             yield mount
-        finally:
-            unmount(path, pid)
+
+    @cached_property
+    def read_modes(self) -> Mapping[str, Mapping[str, Any]]:
+        """hubfs's ways to read complete files that there are here, and the settings that choose them."""
+        with self.fresh_cache() as cache, self.mounted(cache) as mount:
+            status = mount.status()
+        cached: dict[str, Mapping[str, Any]] = {"cached": {"passthrough": False}}
+        if status["read_mode"] == "passthrough":
+            return {"passthrough": {}, **cached}
+        self.left_out["passthrough"] = status["read_mode_reason"]
+        return cached
 
 
-def unmount(path: Path, pid: int | None = None) -> None:
+def unmount(path: Path, pid: int | None = None, reader: Reader | None = None) -> None:
     """Unmount, whatever uses it, and see that the daemon is gone."""
     try:
-        mounts.unmount(path)
-    except HubfsError as error:
+        if reader:
+            reader(reading.unmount, str(path))
+        else:
+            mounts.unmount(path)
+    except (HubfsError, RuntimeError) as error:
         print(f"  {error}", file=sys.stderr)
         if path in mounts.find():
             mounts.unmount(path, lazy=True)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def _device_for_everybody() -> Iterator[None]:
+    """Anybody may mount, as on distributions; some machines keep that for root."""
+    device = Path("/dev/fuse")
+    mode = device.stat().st_mode & 0o777
+    if mode & 0o006 != 0o006:
+        device.chmod(0o666)
+    try:
+        yield
+    finally:
+        if mode & 0o006 != 0o006:
+            device.chmod(mode)
 
 
 def warm(path: Path) -> None:
@@ -184,60 +265,46 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def environment(**more: str) -> dict[str, str]:
-    """For processes that are measured: no setting or proxy of the machine reaches them."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HUBFS_", "TFHUB_")) and not name.lower().endswith("_proxy")
-    }
-    return {**kept, **more}
+@contextmanager
+def scratch_directory(work: Path) -> Iterator[Path]:
+    """A directory for one run; what killed runs have left is removed first.
 
-
-def hubfs_command() -> list[str]:
-    """What runs `hubfs` as a user does."""
-    script = Path(sys.executable).with_name("hubfs")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "hubfs"]
-
-
-def run_quietly(*command: str, **more: str) -> None:
-    """Run a command to its end.
-
-    Raises:
-        RuntimeError: it failed; the message is what it said.
+    A run holds a lock of its directory: its process id would mean nothing in a container that shares it.
     """
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**more), check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
+    work.mkdir(parents=True, exist_ok=True)
+    for old in work.glob("run-*"):
+        with _locked(old) as is_ours:
+            if is_ours:
+                _remove(old)
+    directory = Path(tempfile.mkdtemp(prefix="run-", dir=work))
+    with _locked(directory):
+        try:
+            yield directory
+        finally:
+            _remove(directory)
 
 
 @contextmanager
-def scratch_directory(work: Path) -> Iterator[Path]:
-    """A directory for one run; what killed runs have left is removed first."""
-    work.mkdir(parents=True, exist_ok=True)
-    for old in work.glob("run-*"):
-        creator = _CREATED.match(old.name)
-        if creator and not Path("/proc", creator[1]).exists():
-            _remove(old)
-    directory = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=work))
+def _locked(directory: Path) -> Iterator[bool]:
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        yield directory
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
     finally:
-        _remove(directory)
+        os.close(descriptor)
 
 
 def _remove(directory: Path) -> None:
-    for path in mounts.find():
-        if directory in path.parents:
-            with contextlib.suppress(HubfsError):
-                unmount(path)
-    if any(directory in path.parents for path in mounts.find()):
-        print(f"  {directory} stays: something below it is still mounted", file=sys.stderr)
+    for path in _mounts_below(directory):
+        subprocess.run(["fusermount3", "-u", "-z", str(path)], check=False)
+    if left := _mounts_below(directory):
+        print(f"  {directory} stays: {left[0]} is still mounted", file=sys.stderr)
         return
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def status_of(path: Path) -> dict[str, Any]:
-    """A mount's status.json."""
-    found: dict[str, Any] = json.loads((path / ".hubfs/status.json").read_text())
-    return found
+def _mounts_below(directory: Path) -> list[Path]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [path for line in lines for path in [Path(line.split(" ")[4])] if directory in path.parents]

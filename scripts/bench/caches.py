@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubfs.cache.layout import Layout
+from hubfs.handles import cache_key
 from scripts.bench.bench import NOWHERE, Bench
 from scripts.bench.models import drop_manifests, fake_cache, write_manifests
 
@@ -46,3 +50,15 @@ def caches(bench: Bench) -> list[Cache]:
             write_manifests(root, cache.handles)
         found.append(cache)
     return found
+
+
+def plain_tree(cache: Cache) -> Path:
+    """The files of a cache in a tree of the same directories as a mount shows; made once, of hard links."""
+    root = cache.root.with_name(f"tree-{len(cache.paths)}")
+    if not root.exists():
+        place, unfinished = Layout(cache.root), root.with_name(f"{root.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for path, handle in zip(cache.paths, cache.handles, strict=True):
+            shutil.copytree(place.model(cache_key(handle)), unfinished / path, copy_function=os.link)
+        unfinished.rename(root)
+    return root

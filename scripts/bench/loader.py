@@ -1,7 +1,8 @@
-"""A process that imports TensorFlow, says `ready`, then loads what it is told to and says how long it took.
+"""Imports TensorFlow, says `ready`, and then loads what it is told to, each in a process of its own.
 
-`{"how": "saved_model" | "hub", "handle": …}` comes as a line on standard input; the answer goes to standard
-output as a line of JSON.
+An order is a line of JSON on standard input: `{"how": "saved_model" | "hub", "handle": …, "cache": …}`. How
+long it took goes to standard output as a line of JSON. The processes are forked from this one, which has
+TensorFlow imported but never runs an operation: importing takes longer than many loads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import tensorflow as tf
 import tensorflow_hub as hub
 
 
-def load(how: str, handle: str) -> dict[str, Any]:
+def load(how: str, handle: str, cache: str) -> dict[str, Any]:
+    os.environ["TFHUB_CACHE_DIR"] = cache
+    # What the first operation of a process costs is not a model's.
+    float(tf.constant(1.0) + 1)
     began = resolved = time.perf_counter()
     if how == "hub":
         path = hub.resolve(handle)
@@ -35,14 +39,18 @@ def load(how: str, handle: str) -> dict[str, Any]:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints
-    # What the first operation of a process costs is not a model's.
-    float(tf.constant(1.0) + 1)
     print("ready", file=answers, flush=True)
-    try:
-        answer = load(**json.loads(sys.stdin.readline()))
-    except Exception as error:  # noqa: BLE001 - told to whoever waits for the answer
-        answer = {"error": repr(error)}
-    print(json.dumps(answer), file=answers, flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                answer = load(**json.loads(line))
+            except Exception as error:  # noqa: BLE001 - told to whoever waits for the answer
+                answer = {"error": repr(error)}
+            print(json.dumps(answer), file=answers, flush=True)
+            os._exit(0)
+        if status := os.waitpid(child, 0)[1]:
+            print(json.dumps({"error": f"the process ended with status {status}"}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from scripts.bench.processes import Unavailable, find_program
+
 
 def describe(directory: Path) -> dict[str, str]:
     """Machine and versions, by name.
@@ -18,17 +20,26 @@ def describe(directory: Path) -> dict[str, str]:
     """
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return {
+        "system": system(),
         "machine": f"{_processor()}, {os.cpu_count()} CPUs, {_memory()}",
         "file system": _file_system(directory),
         "kernel": platform.release(),
         "load before": f"{load} (1, 5, 15 minutes)",
         "user": "root" if os.geteuid() == 0 else "not root (no cold page cache, smaller readahead)",
         "Python": platform.python_version(),
-        "libfuse": _libfuse(),
+        "libfuse": _said_by("fusermount3", "-V"),
         **{name: _version(name) for name in ("hubfs", "mfusepy", "isal", "requests", "urllib3")},
         "TensorFlow": _version("tensorflow_cpu", "tensorflow"),
         "tensorflow_hub": _version("tensorflow_hub"),
+        **{program: _said_by(program, "--version") for program in ("rclone", "ratarmount")},
     }
+
+
+def system() -> str:
+    """The distribution, in short: `Debian 12`."""
+    found = platform.freedesktop_os_release()
+    name = found["NAME"].split()[0]
+    return " ".join(filter(None, (name, found.get("VERSION_ID"))))
 
 
 def _processor() -> str:
@@ -50,12 +61,14 @@ def _file_system(directory: Path) -> str:
     return said
 
 
-def _libfuse() -> str:
+def _said_by(program: str, question: str) -> str:
+    """The version in what a program answers."""
     try:
-        said = subprocess.run(["fusermount3", "-V"], capture_output=True, text=True, check=False).stdout
-    except FileNotFoundError:
-        return "no fusermount3"
-    found = re.search(r"[\d.]+\d", said)
+        command = [find_program(program), question]
+    except Unavailable:
+        return "not installed"
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\d+(\.\d+)+", said)
     return found[0] if found else said.strip()
 
 

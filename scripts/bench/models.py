@@ -33,7 +33,7 @@ from hubfs.cache import layout, manifest
 from hubfs.cache.layout import Layout
 from hubfs.handles import cache_key
 
-_DATA: Final = "variables/variables.data-00000-of-00001"
+DATA: Final = "variables/variables.data-00000-of-00001"
 #: SavedModel { saved_model_schema_version: 1, meta_graphs { meta_info_def { tags: "serve" } } }
 _SAVED_MODEL: Final = bytes.fromhex("080112090a072205") + b"serve"
 _BLOCK: Final = 1 << 20
@@ -103,7 +103,7 @@ def transfer_model(work: Path, kind: str, size: int) -> Model:
         (tree / "saved_model.pb").write_bytes(_SAVED_MODEL + source.randbytes(200_000))
         (tree / "fingerprint.pb").write_bytes(source.randbytes(55))
         (tree / "variables/variables.index").write_bytes(source.randbytes(400))
-        with (tree / _DATA).open("wb") as file:
+        with (tree / DATA).open("wb") as file:
             file.writelines(payload(kind, size, 0))
 
     return _kept(work, name, build)
@@ -218,7 +218,7 @@ def _small_tree(source: random.Random) -> dict[str, bytes]:
         "keras_metadata.pb": source.randbytes(300),
         "fingerprint.pb": source.randbytes(55),
         "variables/variables.index": source.randbytes(300),
-        _DATA: source.randbytes(3000),
+        DATA: source.randbytes(3000),
         "assets/vocab.txt": b"one\ntwo\nthree\n",
         "assets/labels.txt": b"yes\nno\n",
     }

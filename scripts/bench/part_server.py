@@ -1,4 +1,7 @@
-"""The bench's own hub: a server that is slower than the client would hide the client's speed."""
+"""The bench's own hub: a server that is slower than the client would hide the client's speed.
+
+Seconds for a GB over one connection, with nothing done with the bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from scripts.bench.server import GIGABIT, LOOPBACK, serving
 
 
 def server(bench: Bench) -> Iterator[Result]:
-    """Seconds for a GB over one connection, with nothing done with the bytes."""
     model = transfer_model(bench.work, "large", bench.sizes.large)
     archives = {model.handle: model.archive}
     warm(model.archive.path)
@@ -24,7 +26,7 @@ def server(bench: Bench) -> Iterator[Result]:
                 1e9 * _receive(url, model.handle, model.archive) / model.archive.size
                 for _ in range(bench.sizes.runs)
             ]
-        yield single("server", f"receive from the bench's hub, {link.name}", "s/GB", runs, limit)
+        yield single(f"receive from the bench's hub, {link.name}", "s/GB", runs, limit)
 
 
 def _receive(url: str, handle: str, archive: Archive) -> float:

@@ -1,4 +1,7 @@
-"""What cached models notice of a hundred readers that wait for a model that does not arrive."""
+"""What cached models notice of a hundred readers that wait for a model that does not arrive.
+
+The first `stat` and the first 1 MiB read of cached models: no answer comes from the kernel's caches.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from scripts.bench.bench import Bench, Mount, status_of
-from scripts.bench.models import add_to_cache, transfer_model
+from scripts.bench.bench import Bench, Mount
+from scripts.bench.models import DATA, add_to_cache, transfer_model
 from scripts.bench.results import Result, compared
 from scripts.bench.server import LOOPBACK, serving
 
@@ -22,7 +25,6 @@ READERS: Final = 100
 _MODELS: Final = 64
 #: Bytes of the model that stalls: large enough that half of it is more than all read-ahead.
 _SIZE: Final = 64 << 20
-_DATA: Final = "variables/variables.data-00000-of-00001"
 _BASELINE: Final = "the same with nobody waiting"
 #: Far enough from each other that each reader waits for a request of its own.
 _READERS_SCRIPT: Final = """
@@ -37,7 +39,6 @@ sys.stdin.read()
 
 
 def stalled(bench: Bench) -> Iterator[Result]:
-    """First `stat` and first 1 MiB read of cached models: no answer comes from the kernel's caches."""
     model = transfer_model(bench.work, "large", _SIZE)
     stall = {model.handle: model.archive.size // 2}
     with serving({model.handle: model.archive}, LOOPBACK, stall=stall) as url:
@@ -52,7 +53,7 @@ def stalled(bench: Bench) -> Iterator[Result]:
             bench.say(f"readers that wait, {run + 1}")
             with bench.mounted(cache, url) as mount:
                 idle = _latencies(mount, paths[::2])
-                with _waiting(mount, mount.path / model.handle / _DATA):
+                with _waiting(mount, mount.path / model.handle / DATA):
                     busy = _latencies(mount, paths[1::2])
             for name, times in busy.items():
                 for which, pick in (("median", statistics.median), ("worst", max)):
@@ -60,7 +61,7 @@ def stalled(bench: Bench) -> Iterator[Result]:
                     ours.append(pick(times))
                     baseline.append(pick(idle[name]))
     for name, (ours, baseline) in kinds.items():
-        yield compared("waiting readers", f"{name}, {READERS} readers wait", "ms", ours, baseline, _BASELINE)
+        yield compared(f"{name}, {READERS} readers wait", "ms", ours, baseline, _BASELINE)
 
 
 def _latencies(mount: Mount, paths: list[str]) -> dict[str, list[float]]:
@@ -85,9 +86,9 @@ def _waiting(mount: Mount, path: Path, timeout: float = 30.0) -> Iterator[None]:
     assert process.stdin is not None
     try:
         deadline = time.monotonic() + timeout
-        while sum(transfer["waiting"] for transfer in status_of(mount.path)["transfers"]) < READERS:
+        while sum(transfer["waiting"] for transfer in mount.status()["transfers"]) < READERS:
             if time.monotonic() > deadline or process.poll() is not None:
-                raise RuntimeError(f"the readers do not come to wait: {status_of(mount.path)}")
+                raise RuntimeError(f"the readers do not come to wait: {mount.status()}")
             time.sleep(0.05)
         yield
     finally:

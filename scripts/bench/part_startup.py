@@ -1,4 +1,8 @@
-"""From command to usable mount, and the daemon's memory."""
+"""From the command `hubfs mount` to a usable mount, and the daemon's memory.
+
+With nothing cached, with the cache of tensorflow_hub, and with the same cache once hubfs has noted what is in
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hubfs import mounts
-from scripts.bench.bench import NOWHERE, Bench, Mount, environment, hubfs_command, run_quietly, unmount
+from scripts.bench.bench import NOWHERE, Bench, Mount, unmount
 from scripts.bench.caches import Cache, caches
+from scripts.bench.processes import environment, hubfs_command, run_quietly
 from scripts.bench.results import Result, single
 
 #: Issue 2: seconds, and MB.
@@ -19,7 +24,6 @@ _USABLE, _RESIDENT = 0.5, 60.0
 
 
 def startup(bench: Bench) -> Iterator[Result]:
-    """`hubfs mount` as it is typed: with nothing cached, tensorflow_hub's cache, and hubfs's own."""
     empty = Cache("nothing cached", bench.fresh("cache"), ())
     for cache in (empty, *caches(bench)):
         times: dict[str, list[float]] = {}
@@ -29,10 +33,9 @@ def startup(bench: Bench) -> Iterator[Result]:
             for name, value in _start(bench, cache, memory).items():
                 times.setdefault(name, []).append(value)
         for name, values in times.items():
-            yield single("start-up", f"{name}, {cache.name}", "s", values, _USABLE)
+            yield single(f"{name}, {cache.name}", "s", values, _USABLE)
         for name, values in memory.items():
-            limit = _RESIDENT if name.endswith("RSS") else None
-            yield single("memory", f"{name}, {cache.name}", "MB", values, limit)
+            yield single(f"memory {name}, {cache.name}", "MB", values, _RESIDENT)
 
 
 def _start(bench: Bench, cache: Cache, memory: dict[str, list[float]]) -> dict[str, float]:
@@ -63,18 +66,13 @@ def _start(bench: Bench, cache: Cache, memory: dict[str, list[float]]) -> dict[s
         mount = Mount(path, cache.root, mounts.status(path)["pid"])
         mount.wait_for_models(len(cache.paths))
         mount.wait_until_idle()
-        _note_memory(mount, "idle", memory)
+        memory.setdefault("idle", []).append(mount.memory())
         if cache.paths:
             run_quietly("find", str(path), "-type", "f")
-            _note_memory(mount, "after find", memory)
+            memory.setdefault("after find", []).append(mount.memory())
     finally:
         waiter.join()
         if path in mounts.find():
             unmount(path)
         Path(f"{path}.log").unlink(missing_ok=True)
     return times
-
-
-def _note_memory(mount: Mount, when: str, memory: dict[str, list[float]]) -> None:
-    for name, value in mount.memory().items():
-        memory.setdefault(f"{when}, {name.upper()}", []).append(value)

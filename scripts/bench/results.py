@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,58 +24,54 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Target:
-    """The most that a figure may be.
-
-    Attributes:
-        of: `ratio` to the baseline, or `value`, in the result's unit.
-    """
-
-    limit: float
-    of: str = "ratio"
-
-
-@dataclass(frozen=True)
 class Result:
     """One line of the table.
 
     Attributes:
-        part: which part of the benchmark measured it.
+        name: what was measured; the same in every environment.
         baseline: None where there is nothing to compare with, and then `ratio` is None too.
         ratio: its median is that of the medians; least and greatest are those of the pairs of runs that
             were made next to each other.
+        limit: the most that the ratio may be, or that the figure itself may be if `absolute`.
+        part: which part of the benchmark measured it.
     """
 
-    part: str
     name: str
     unit: str
     ours: Spread
     baseline: Spread | None = None
     baseline_name: str = ""
     ratio: Spread | None = None
-    target: Target | None = None
+    limit: float | None = None
+    absolute: bool = False
     note: str = ""
+    part: str = ""
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None if there is none."""
-        if self.target is None:
+        """Whether the target is met; None if there is none, or nothing to compare with."""
+        measured = self.ours if self.absolute else self.ratio
+        if self.limit is None or measured is None:
             return None
-        if self.target.of == "value":
-            return self.ours.median <= self.target.limit
-        return self.ratio is not None and self.ratio.median <= self.target.limit
+        return measured.median <= self.limit
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Result:
+        """What `dataclasses.asdict` made of one."""
+        spreads = {
+            name: Spread(**found[name]) for name in ("ours", "baseline", "ratio") if found[name] is not None
+        }
+        return cls(**{**found, **spreads})
 
 
 def single(
-    part: str, name: str, unit: str, values: Sequence[float], limit: float | None = None, note: str = ""
+    name: str, unit: str, values: Sequence[float], limit: float | None = None, note: str = ""
 ) -> Result:
     """A figure without a baseline; `limit` is the most that it may be."""
-    target = None if limit is None else Target(limit, "value")
-    return Result(part, name, unit, Spread.of(values), target=target, note=note)
+    return Result(name, unit, Spread.of(values), limit=limit, absolute=True, note=note)
 
 
 def compared(
-    part: str,
     name: str,
     unit: str,
     ours: Sequence[float],
@@ -86,8 +84,27 @@ def compared(
     pairs = [mine / other for mine, other in zip(ours, baseline, strict=True)]
     mine, other = Spread.of(ours), Spread.of(baseline)
     ratio = Spread(mine.median / other.median, min(pairs), max(pairs), len(pairs))
-    target = None if limit is None else Target(limit)
-    return Result(part, name, unit, mine, other, baseline_name, ratio, target, note)
+    return Result(name, unit, mine, other, baseline_name, ratio, limit, note=note)
+
+
+def compared_with_one_of(
+    pick: Callable[..., str],
+    name: str,
+    unit: str,
+    ours: Sequence[float],
+    baselines: Mapping[str, Sequence[float]],
+    limit: float | None,
+) -> Result:
+    """A figure beside the slowest (`pick=max`) or fastest (`pick=min`) of several baselines, by medians.
+
+    Without any it stands alone, and its target is open.
+    """
+    if not baselines:
+        return dataclasses.replace(single(name, unit, ours), limit=limit, absolute=False)
+    medians = {other: statistics.median(values) for other, values in baselines.items()}
+    which = pick(medians, key=medians.__getitem__)
+    others = [f"{other}: {number(median)} {unit}" for other, median in medians.items() if other != which]
+    return compared(name, unit, ours, baselines[which], which, limit, "; ".join(others))
 
 
 def number(value: float) -> str:
@@ -106,10 +123,15 @@ def spread(values: Spread | None) -> str:
     return f"{number(values.median)} ({number(values.low)}–{number(values.high)})"  # noqa: RUF001
 
 
-def verdict(result: Result) -> str:
-    """The target and whether it is met."""
-    if result.target is None:
+def target(result: Result) -> str:
+    """The most that is wanted."""
+    if result.limit is None:
         return ""
-    unit = "" if result.target.of == "ratio" else f" {result.unit}"
-    what = number(result.target.limit) + unit
-    return f"≤ {what}: {'met' if result.met else 'NOT met'}"
+    return f"≤ {number(result.limit)}{f' {result.unit}' if result.absolute else ''}"
+
+
+def verdict(result: Result) -> str:
+    """Whether the target is met."""
+    if result.limit is None:
+        return ""
+    return {True: "met", False: "**missed**", None: "not measured"}[result.met]

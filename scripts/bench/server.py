@@ -16,16 +16,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
+from scripts.bench.processes import CHECKOUT
+
 if TYPE_CHECKING:
-    from scripts.bench.models import Archive
+    from scripts.bench.models import Archive, Model
 
 #: Bytes that the kernel is given at once without a limit of rate; with one, what goes in `_TICK` seconds.
 _STEP: Final = 4 << 20
@@ -49,6 +52,7 @@ class Link:
 
 LOOPBACK: Final = Link("loopback")
 GIGABIT: Final = Link("1000 Mbit/s + 30 ms", 1e9, 0.03)
+SLOW: Final = Link("200 Mbit/s + 30 ms", 2e8, 0.03)
 
 
 @contextmanager
@@ -58,6 +62,7 @@ def serving(
     *,
     digests: bool = True,
     stall: Mapping[str, int] | None = None,
+    trees: Sequence[Model] = (),
 ) -> Iterator[str]:
     """Run a hub for the length of a `with` block; gives its URL.
 
@@ -65,6 +70,7 @@ def serving(
         archives: by the path of their handles, such as `bench/large/1`.
         digests: declare checksums (`x-goog-hash`), as Google's storage does.
         stall: handles whose answers stop for ever after so many bytes.
+        trees: models whose files are served one by one as well, below their handles, with listings in HTML.
     """
     order = {
         "archives": {
@@ -74,13 +80,14 @@ def serving(
         "latency": link.latency,
         "digests": digests,
         "stall": dict(stall or {}),
+        "trees": {model.handle: str(model.tree) for model in trees},
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.bench.server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=CHECKOUT,
     )
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -118,30 +125,61 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         order = self.server.order
         time.sleep(order["latency"])
-        handle = unquote(urlsplit(self.path).path).strip("/").removesuffix(".tar.gz")
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/files/"):
+            self._answer_from_tree(path.removeprefix("/files/"))
+            return
+        handle = path.strip("/").removesuffix(".tar.gz")
         found = order["archives"].get(handle)
         if found is None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._answer(404, {}, b"")
             return
-        etag = f'"{found["md5"]}"'
-        start, stop, status = self._asked(etag, found["size"])
-        self.send_response(status)
-        self.send_header("Content-Type", "application/gzip")
-        self.send_header("Content-Length", str(stop - start))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", etag)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{found['size']}")
-        if order["digests"]:
-            self.send_header("x-goog-hash", f"crc32c={found['crc32c']},md5={found['md5']}")
-        self.end_headers()
+        digests = {"x-goog-hash": f"crc32c={found['crc32c']},md5={found['md5']}"} if order["digests"] else {}
+        headers = {"Content-Type": "application/gzip", **digests}
+        self._answer_file(found["path"], f'"{found["md5"]}"', headers, order["stall"].get(handle))
+
+    def _answer_from_tree(self, path: str) -> None:
+        """A model's file, or the names in a directory of it as a web server lists them."""
+        handle = next((h for h in self.server.order["trees"] if f"{path}/".startswith(f"{h}/")), None)
+        if handle is None:
+            self._answer(404, {}, b"")
+            return
+        place = Path(self.server.order["trees"][handle] + path.removeprefix(handle))
+        if place.is_dir():
+            names = (f"{child.name}/" if child.is_dir() else child.name for child in place.iterdir())
+            links = "".join(f'<a href="{name}">{name}</a>\n' for name in names)
+            self._answer(200, {"Content-Type": "text/html"}, f"<html><body>{links}</body></html>".encode())
+        elif place.exists():
+            modified = {"Last-Modified": formatdate(place.stat().st_mtime, usegmt=True)}
+            self._answer_file(str(place), f'"{place.name}"', modified, None)
+        else:
+            self._answer(404, {}, b"")
+
+    def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self._answer_head(status, {**headers, "Content-Length": str(len(body))})
         if self.command == "GET":
-            limit = order["stall"].get(handle)
-            self._send(found["path"], start, stop if limit is None else min(stop, limit))
+            self.wfile.write(body)
+
+    def _answer_file(self, path: str, etag: str, headers: Mapping[str, str], limit: int | None) -> None:
+        """
+        Args:
+            limit: nothing comes after so many bytes.
+        """
+        size = Path(path).stat().st_size
+        start, stop, status = self._asked(etag, size)
+        ranges = {"Content-Range": f"bytes {start}-{stop - 1}/{size}"} if status == 206 else {}
+        length = {"Content-Length": str(stop - start), "Accept-Ranges": "bytes", "ETag": etag}
+        self._answer_head(status, {**headers, **length, **ranges})
+        if self.command == "GET":
+            self._send(path, start, stop if limit is None else min(stop, limit))
             if limit is not None and stop > limit:
                 threading.Event().wait()
+
+    def _answer_head(self, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
 
     do_HEAD = do_GET
 

@@ -113,7 +113,7 @@ DAMAGES = {
     "wrong md5": Damage("md5", fault=Fault.wrong_md5(times=None), digests=True),
     "wrong crc32c": Damage("crc32c", fault=Fault.wrong_crc32c(times=None), digests=True),
     "length too small": Damage(
-        "truncated|md5|bytes", fault=Fault.short_length(500, times=None), digests=True
+        "truncated|crc32c|bytes", fault=Fault.short_length(500, times=None), digests=True
     ),
     "not a tar": Damage("tar", igzip.compress(random.Random(1).randbytes(50_000))),
     "neither gzip nor tar": Damage("tar|gzip", random.Random(1).randbytes(50_000)),

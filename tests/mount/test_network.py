@@ -23,6 +23,8 @@ TREE = make_tree(size=1 << 20)
 GOOD = make_archive(TREE)
 OTHER_TREE = make_tree(99, size=1 << 20)
 OTHER = make_archive(OTHER_TREE)
+#: Large enough for several connections.
+LARGE_TREE = make_tree(7, size=24 << 20)
 #: Until a failure that is remembered briefly may be tried anew, generously.
 FORGOTTEN = 30.0
 
@@ -54,6 +56,14 @@ def read_model(mounted: Mounted, model: str = MODEL) -> bytes:
 
 def why(path: Path) -> str:
     return os.getxattr(path, "user.hubfs.error").decode()
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """The archive of LARGE_TREE."""
+    path = tmp_path / "large.tar.gz"
+    path.write_bytes(make_archive(LARGE_TREE))
+    return path
 
 
 @pytest.fixture
@@ -158,6 +168,52 @@ class TestBrokenConnections:
         assert len(hub.body_requests()) <= 6
         assert MODEL in why(mounted.path / MODEL)
         assert not [name for name in os.listdir(mounted.cache) if "hubfs" not in name]
+
+
+class TestSeveralConnections:
+    """Reading waits for the bytes, so more connections than one are tried."""
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [Fault.status(429, headers={"Retry-After": "600"}), Fault.status(503), Fault.hang_up()],
+        ids=lambda fault: fault.kind,
+    )
+    def test_that_the_hub_does_not_grant_are_done_without(
+        self, hub: FaultHub, mount, large: Path, release: threading.Event, refusal: Fault
+    ) -> None:
+        hub.add(MODEL, large)
+        alone = Fault.when(lambda hub, request: len(hub.answering()) > 1 and not request.is_probe, refusal)
+        hub.fault(MODEL, Fault.stall(1000, release), alone)
+        mounted = mount(hub)
+        reader = threading.Thread(target=error_or_none, args=(lambda: read_model(mounted),))
+        reader.start()
+        hub.wait_for(lambda hub: any(request.fault == alone.kind for request in hub.log), what="another one")
+        release.set()
+        assert_reads_as(mounted, LARGE_TREE)
+        reader.join()
+
+    def test_bring_hardly_a_byte_twice_over_lines_that_break(self, hub: FaultHub, mount, large: Path) -> None:
+        hub.add(MODEL, large)
+        hub.rate = 10e6
+        hub.fault(MODEL, *[Fault.cut(200_000), Fault.reset(300_000)] * 3)
+        assert_reads_as(mount(hub, connections=4), LARGE_TREE)
+        assert hub.busiest > 1
+        # Each part went on from where it was; only what was under way is lost with a line.
+        assert sum(request.fault is not None for request in hub.log) == 6
+        size = large.stat().st_size
+        assert size <= sum(request.bytes_sent for request in hub.body_requests()) < 1.1 * size
+
+    @pytest.mark.parametrize("when", ["at once", "on the way"])
+    def test_changed_archive_starts_anew_and_is_never_mixed(
+        self, hub: FaultHub, mount, large: Path, release: threading.Event, when: str
+    ) -> None:
+        hub.add(MODEL, large)
+        if when == "on the way":
+            hub.fault(MODEL, Fault.cut(500_000))
+        hub.fault(MODEL, Fault.change(OTHER))
+        mounted = mount(hub)
+        assert_reads_as(mounted, OTHER_TREE)
+        assert "changed" in mounted.log_text()
 
 
 class TestStatus:
@@ -331,7 +387,7 @@ class TestDeadlines:
 
 
 class TestRedirects:
-    def test_are_followed_afresh_for_each_request(self, hub: FaultHub, mount) -> None:
+    def test_are_followed_afresh_after_a_failure(self, hub: FaultHub, mount) -> None:
         hub.add("signed/a.tar.gz", GOOD)
         hub.add_redirect(MODEL, "/step", 302)
         hub.add_redirect("step", "/signed/a.tar.gz?signature=1", 307)
@@ -341,6 +397,13 @@ class TestRedirects:
         assert [r.path for r in hub.log] == [MODEL, "step", "signed/a.tar.gz"] * 3
         assert [r.range for r in hub.body_requests("signed/a.tar.gz")] == [None, "bytes=300000-"]
         assert all(r.query.get("tf-hub-format") == "compressed" for r in hub.requests(MODEL))
+
+    def test_are_followed_once_for_all_parts(self, hub: FaultHub, mount, large: Path) -> None:
+        hub.add("signed/a.tar.gz", large)
+        hub.add_redirect(MODEL, "/signed/a.tar.gz?signature=1", 302)
+        assert_reads_as(mount(hub), LARGE_TREE)
+        assert len(hub.requests(MODEL)) == 2, "the probe and the transfer"
+        assert len(hub.body_requests("signed/a.tar.gz")) > 1
 
     def test_to_another_host_are_followed(self, hub: FaultHub, mount) -> None:
         with FaultHub() as storage:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from hubfs.transfer.ranges import PART
 from tests.hub import Fault, FaultHub
 from tests.tensorflow.conftest import OrderError, TensorFlow, until
 
@@ -121,9 +120,11 @@ def test_100_mb_over_lines_that_break_are_loaded_right(
     tf_hub: FaultHub, mount, tensorflow: TensorFlow, saved: Path, archives: dict[str, bytes], how: str
 ) -> None:
     tf_hub.rate = 60e6
-    tf_hub.fault("google/big/1", Fault.cut(3_000_000), Fault.reset(2_500_000), Fault.cut(1_000_000))
+    tf_hub.fault("google/big/1", Fault.cut(900_000), Fault.reset(700_000), Fault.cut(400_000))
     path = mount(tf_hub).path / "google/big/1"
     assert tensorflow.big(path=path, how=how) == tensorflow.big(path=saved / "big")
-    # Each range that broke was asked for again, from where it had come to.
-    ranges = [request.range for request in tf_hub.body_requests()]
-    assert len(ranges) == len(set(ranges)) == -(-len(archives["big"]) // PART) + 3
+    # Each range that broke was asked for again from where it had come to; only what was under way came twice.
+    requests = tf_hub.body_requests()
+    assert sum(request.fault is not None for request in requests) == 3
+    size = len(archives["big"])
+    assert size <= sum(request.bytes_sent for request in requests) < 1.1 * size

@@ -256,10 +256,14 @@ class TestErrors:
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30)
         assert done.stderr == ""
 
-    def test_output_that_cannot_be_written_fails(self):
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    @pytest.mark.parametrize("flag", ["--help", "--version"])
+    def test_output_that_cannot_be_written_fails(self, flag, unbuffered):
+        # Python's default is to write at the end; many containers set the variable.
+        environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
         with Path("/dev/full").open("w") as full:
             done = subprocess.run(
-                [sys.executable, "-m", "hubfs", "--help"], stdout=full, stderr=subprocess.PIPE
+                [sys.executable, "-m", "hubfs", flag], stdout=full, stderr=subprocess.PIPE, env=environ
             )
         assert (done.returncode, done.stderr) == (1, b"hubfs: No space left on device\n")
 
@@ -531,6 +535,11 @@ class TestPull:
             "kind": "NotFound", "message": "a/b/3: no such model", "hint": "look again",
             "errno": errno.ENOENT,
         }  # fmt: skip
+
+    def test_what_is_no_url_is_told_like_any_other_failure(self, run, tmp_path):
+        code, out, err = run("pull", "https://[x", "--cache-dir", str(tmp_path / "cache"))
+        assert (code, out) == (1, "")
+        assert err == "https://[x: failed\nhubfs: 'https://[x' is not a URL: Invalid IPv6 URL\n"
 
     def test_bars_at_a_terminal(self, stand_in, monkeypatch, capsys):
         terminal = Terminal()

@@ -28,6 +28,7 @@ VALUES: dict[str, tuple[Any, tuple[str, Any], tuple[str, Any]]] = {
     "download_progress": (True, ("0", True), ("true", True)),
     "max_model_size": (10, ("20MB", 20_000_000), ('"3GiB"', 3 << 30)),
     "max_model_files": (10, ("20", 20), ("30", 30)),
+    "connections": (4, ("5", 5), ("6", 6)),
     "retries": (7, ("8", 8), ("9", 9)),
     "log_level": ("debug", ("warning", "warning"), ('"error"', "error")),
     "log_file": ("/flag.log", ("/env.log", "/env.log"), ('"/file.log"', "/file.log")),

@@ -21,7 +21,7 @@ from hubfs.handles import compressed_url
 from hubfs.hubs.base import Archive
 from hubfs.net import Net, strong_etag
 from hubfs.transfer.download import QUEUE, Digests, Download, declared_digests, in_background
-from hubfs.transfer.ranges import PROGRESS, ChangedOriginError
+from hubfs.transfer.stream import PROGRESS, ChangedOriginError
 from tests.faults import Answer
 from tests.hub import Fault, FaultHub
 
@@ -235,7 +235,8 @@ def test_truncated_body_with_a_matching_length_is_found_by_the_checksum(hub: Fau
 
 
 @pytest.mark.parametrize(
-    ("fault", "name"), [(Fault.wrong_md5(), "md5"), (Fault.wrong_crc32c(), "crc32c"), (Fault.flip(5), "md5")]
+    ("fault", "name"),
+    [(Fault.wrong_md5(), "md5"), (Fault.wrong_crc32c(), "crc32c"), (Fault.flip(5), "crc32c")],
 )
 def test_wrong_checksum_is_damage(hub: FaultHub, start: Start, fault: Fault, name: str) -> None:
     hub.add(PATH, BODY)
@@ -291,13 +292,24 @@ def test_declared_checksums(headers: dict[str, str], expected: dict[str, bytes])
     assert declared_digests(CaseInsensitiveDict(headers)) == expected
 
 
-def test_checksums_of_what_arrived() -> None:
-    digests = Digests(CaseInsensitiveDict({"x-goog-hash": f"crc32c={b64(CRC32C)},md5={b64(MD5)}"}))
+@pytest.mark.parametrize(
+    ("declared", "name", "digest"),
+    [
+        (f"md5={b64(MD5)}", "md5", MD5),
+        (f"crc32c={b64(CRC32C)}", "crc32c", CRC32C),
+        # An MD5 beside a CRC-32C is not even computed.
+        (f"crc32c={b64(CRC32C)},md5={b64(MD5)}", "crc32c", CRC32C),
+        (f"crc32c={b64(CRC32C)},md5={b64(bytes(16))}", "crc32c", CRC32C),
+    ],
+)
+def test_checksums_of_what_arrived(declared: str, name: str, digest: bytes) -> None:
+    digests = Digests(CaseInsensitiveDict({"x-goog-hash": declared}))
+    assert set(digests.expected) == {name}
     for start_at in range(0, len(BODY), 7777):
         digests.update(BODY[start_at : start_at + 7777])
     digests.verify("h")
     digests.update(b"x")
-    with pytest.raises(DamagedError, match=f"h: the archive's md5 is .* declared {MD5.hex()}"):
+    with pytest.raises(DamagedError, match=f"h: the archive's {name} is .* declared {digest.hex()}"):
         digests.verify("h")
 
 

@@ -276,10 +276,11 @@ def test_wrong_lengths(hub: FaultHub) -> None:
 def test_wrong_checksums(hub: FaultHub) -> None:
     hub.fault(PATH, Fault.wrong_md5(), Fault.wrong_crc32c())
     answers = [get(hub).headers for _ in range(3)]
-    md5 = [answer["x-goog-hash"].partition("md5=")[2] for answer in answers]
-    crc32c = [answer["x-goog-hash"].partition(",")[0] for answer in answers]
-    assert md5[0] != md5[1] == md5[2]
-    assert crc32c[1] != crc32c[0] == crc32c[2]
+    wrong_md5, wrong_crc32c, right = (answer["x-goog-hash"].split(",") for answer in answers)
+    assert [part.partition("=")[0] for part in wrong_md5] == ["md5"]
+    assert wrong_md5[0] != right[1]
+    assert wrong_crc32c[0] != right[0]
+    assert wrong_crc32c[1] == right[1]
     assert len({answer["ETag"] for answer in answers}) == 1
 
 
@@ -339,3 +340,27 @@ def test_trees_and_archives_are_what_they_say(tmp_path: Path) -> None:
     write_tree(tree, tmp_path / "model")
     found = {path.relative_to(tmp_path / "model").as_posix() for path in tmp_path.glob("model/**/*")}
     assert {name.rstrip("/") for name in tree} | {"assets", "variables"} == found
+
+
+def test_when_is_for_some_requests_only(hub: FaultHub) -> None:
+    hub.fault(PATH, Fault.when(lambda hub, request: request.range == "bytes=5-", Fault.status(503)))
+    assert [get(hub, Range=asked).status_code for asked in ("bytes=4-", "bytes=5-", "bytes=5-")] == [
+        206,
+        503,
+        503,
+    ]
+
+
+def test_counts_what_goes_on_at_a_time(hub: FaultHub) -> None:
+    go_on = threading.Event()
+    hub.fault(PATH, Fault.hang(go_on), Fault.hang(go_on))
+    threads = [threading.Thread(target=get, args=(hub,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    hub.wait_for(lambda hub: len(hub.answering()) == 2)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    get(hub)
+    assert hub.busiest == 2
+    hub.wait_for(lambda hub: not hub.answering())

@@ -27,6 +27,7 @@ ORDER = (
     "transfer",
     "hubs",
     "net",
+    "sharing",
     "handles",
     "config",
     "errors",
@@ -40,7 +41,7 @@ UPWARD_FOR_TYPES = {("cache/state.py", "hubfs.cache.store"), ("cache/arrival.py"
 #: Facades: the public names, and `python -m hubfs`.
 FACADES = {"__init__.py": {"api", "config", "errors", "version"}, "__main__.py": {"cli"}}
 ONLY_IN = {
-    "mfusepy": ("fs/operations.py",),
+    "mfusepy": ("fs/libfuse.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "click": ("cli/",),

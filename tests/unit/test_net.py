@@ -25,7 +25,7 @@ from hubfs.errors import (
     StoppedError,
     UnavailableError,
 )
-from hubfs.net import MAX_PAUSE, MAX_REDIRECTS, Net, parse_retry_after
+from hubfs.net import MAX_PAUSE, MAX_REDIRECTS, Call, Net, Route, parse_retry_after
 from tests.hub import Fault, FaultHub
 
 PATH = "google/m/1"
@@ -84,12 +84,12 @@ def url(hub: FaultHub, path: str = PATH) -> str:
     return f"{hub.url}/{path}?tf-hub-format=compressed"
 
 
-def fetch(net: Net, address: str) -> bytes:
+def fetch(net: Net, address: str | Route) -> bytes:
     with net.get(address, HANDLE) as response:
         return bytes(response.raw.read())
 
 
-def error_of(net: Net, address: str) -> HubfsError:
+def error_of(net: Net, address: str | Route) -> HubfsError:
     with pytest.raises(HubfsError) as caught:
         fetch(net, address)
     return caught.value
@@ -127,6 +127,74 @@ def test_redirects_afresh_for_each_request(hub: FaultHub, net: Net) -> None:
         hub.add(f"signed{number}.tar.gz", BODY + bytes([number]))
         hub.add_redirect(PATH, f"/signed{number}.tar.gz")
         assert fetch(net, url(hub)) == BODY + bytes([number])
+
+
+def test_route_follows_redirects_once(hub: FaultHub, net: Net) -> None:
+    hub.add("store/x.tar.gz", BODY)
+    hub.add_redirect(PATH, "/step")
+    hub.add_redirect("step", "/store/x.tar.gz?signature=1")
+    route = Route(url(hub))
+    assert [fetch(net, route) for _ in range(3)] == [BODY] * 3
+    assert [request.path for request in hub.log] == [PATH, "step", *["store/x.tar.gz"] * 3]
+    assert route.final == f"{hub.url}/store/x.tar.gz?signature=1"
+
+
+def test_route_without_redirects_asks_only_once(hub: FaultHub, net: Net) -> None:
+    route = Route(url(hub))
+    hub.add(PATH, BODY)
+    assert fetch(net, route) == BODY
+    hub.fault(PATH, Fault.status(403))
+    assert isinstance(error_of(net, route), AccessError)
+    assert len(hub.log) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_route_is_followed_afresh_when_it_gives_nothing_any_more(
+    hub: FaultHub, net: Net, status: int
+) -> None:
+    for number in (1, 2):
+        hub.add(f"signed{number}.tar.gz", BODY + bytes([number]))
+    hub.add_redirect(PATH, "/signed1.tar.gz")
+    route = Route(url(hub))
+    fetch(net, route)
+    hub.fault("signed1.tar.gz", Fault.status(status))
+    hub.add_redirect(PATH, "/signed2.tar.gz")
+    assert fetch(net, route) == BODY + b"\2"
+    assert route.final == f"{hub.url}/signed2.tar.gz"
+
+
+@pytest.mark.parametrize("fault", [Fault.status(503, headers={"Retry-After": "7"}), Fault.hang_up()])
+def test_route_is_forgotten_after_a_failure_that_may_pass(hub: FaultHub, net: Net, fault: Fault) -> None:
+    hub.add("store/x.tar.gz", BODY)
+    hub.add_redirect(PATH, "/store/x.tar.gz")
+    route = Route(url(hub))
+    fetch(net, route)
+    hub.fault("store/x.tar.gz", fault)
+    error = error_of(net, route)
+    assert isinstance(error, UnavailableError)
+    assert error.retry_after == (7.0 if fault.kind == "status" else None)
+    assert route.final is None
+    assert fetch(net, route) == BODY
+    assert len(hub.requests(PATH)) == 2
+
+
+def test_route_is_forgotten_if_its_body_breaks(hub: FaultHub, net: Net) -> None:
+    hub.add("store/x.tar.gz", BODY)
+    hub.add_redirect(PATH, "/store/x.tar.gz")
+    route = Route(url(hub))
+    with pytest.raises(UnavailableError), net.get(route, HANDLE):
+        assert route.final
+        raise UnavailableError("the body broke")
+    assert route.final is None
+
+
+def test_route_from_a_public_hub_never_leads_into_a_private_network(hub: FaultHub, net: Net) -> None:
+    """Not even if the name that a redirect led to has got another address since."""
+    hub.add(PATH, BODY)
+    route = Route("https://8.8.8.8/a")
+    route.final = url(hub)
+    assert isinstance(error_of(net, route), RefusedError)
+    assert hub.requests() == []
 
 
 def test_redirect_loop_ends(hub: FaultHub, net: Net) -> None:
@@ -319,6 +387,63 @@ def test_answer_416_is_an_answer(hub: FaultHub, net: Net) -> None:
     hub.add(PATH, BODY)
     with net.get(url(hub), HANDLE, {"Range": f"bytes={len(BODY)}-"}) as response:
         assert response.status_code == 416
+
+
+# ---- calls that another thread ends
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("when", ["before", "without an answer", "in the body"])
+def test_call_can_be_ended(
+    hub: FaultHub, make_tls_hub: MakeTlsHub, make_net: MakeNet, tls: bool, when: str
+) -> None:
+    net, never, call = make_net(stall_timeout=30.0, verify_certificates=False), threading.Event(), Call()
+    used = make_tls_hub() if tls else hub
+    used.add(PATH, BODY)
+    used.fault(PATH, Fault.stall(10, never) if when == "in the body" else Fault.hang(never))
+    if when == "before":
+        call.end()
+    got: list[bytes] = []
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with net.get(url(used), HANDLE, call=call) as response:
+                while chunk := response.raw.read1(1000, decode_content=False):
+                    got.append(chunk)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        if when != "before":
+            used.wait_for(
+                lambda hub: hub.log and hub.log[0].bytes_sent == (10 if when == "in the body" else 0)
+            )
+        call.end()
+        thread.join(10)
+        assert not thread.is_alive()
+        # Whatever is given after that, nobody takes it for the whole; never what was sent encrypted.
+        assert BODY.startswith(b"".join(got))
+        assert ended or b"".join(got) != BODY
+    finally:
+        never.set()
+        thread.join(20)
+
+
+def test_call_that_is_over_does_not_end_the_next_one(hub: FaultHub, net: Net) -> None:
+    hub.add(PATH, BODY)
+    call = Call()
+    with net.get(url(hub), HANDLE, call=call) as response:
+        response.raw.read()
+    go_on = threading.Event()
+    hub.fault(PATH, Fault.stall(10, go_on))
+    with net.get(url(hub), HANDLE) as response:
+        call.end()
+        go_on.set()
+        assert response.raw.read() == BODY
+    assert hub.busiest == 1, "it was the same connection"
 
 
 # ---- certificates

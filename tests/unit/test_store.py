@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -389,12 +390,12 @@ def test_attempt_that_fails_after_bytes_were_given_is_an_error_to_their_reader(
     assert read(entry, DATA) == TREE[DATA]
 
 
-@pytest.mark.logs("md5|crc32c")
+@pytest.mark.logs("crc32c")
 def test_archive_that_is_damaged_at_the_hub_is_tried_twice_and_leaves_nothing(
     hub: FaultHub, store: Store, entry: Entry
 ) -> None:
     hub.add(PATH, ARCHIVE)
-    hub.fault(PATH, Fault.wrong_md5(times=None))
+    hub.fault(PATH, Fault.wrong_crc32c(times=None))
     with pytest.raises(DamagedError):
         entry.manifest(WAIT)
     assert len(hub.body_requests()) == 2
@@ -591,6 +592,61 @@ def test_models_of_a_missing_cache(store: Store) -> None:
     assert list(store.models()) == []
     assert store.status()["cache"]["models"] == 0
     assert store.space() == (0, 0)
+
+
+# ---- stable storage
+
+
+def test_readers_do_not_wait_for_stable_storage(
+    hub: FaultHub, store: Store, entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(PATH, ARCHIVE)
+    stored, real = threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        assert stored.wait(20)
+        real(descriptor)
+
+    monkeypatch.setattr("hubfs.transfer.storage.os.fsync", slow)
+    assert content(entry) == TREE
+    assert not store.layout.model(entry.key).exists()
+    stored.set()
+    assert entry.bring_in(WAIT) == store.layout.model(entry.key)
+
+
+@pytest.fixture
+def dying_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MiB at the cache's place that takes all of them but can keep 6."""
+    backing, path = tmp_path / "backing", tmp_path / "cache"
+    backing.mkdir()
+    path.mkdir(mode=0o700)
+    image = backing / "image"
+    with contextlib.ExitStack() as stack:
+        for command, directory in (
+            (["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(backing)], backing),
+            (["truncate", "-s", "64M", str(image)], None),
+            (["mkfs.ext4", "-q", "-O", "^has_journal", "-E", "nodiscard", str(image)], None),
+            (["mount", "-o", "loop", str(image), str(path)], path),
+        ):
+            if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+                pytest.skip("mounting a disk that dies needs root, mkfs.ext4 and loop devices")
+            if directory is not None:
+                stack.callback(subprocess.run, ["umount", str(directory)], check=True)
+        path.chmod(0o700)
+        yield path
+
+
+@pytest.mark.logs("No space left|Input/output error")
+def test_what_the_disk_did_not_keep_is_not_published(
+    hub: FaultHub, store: Store, entry: Entry, dying_disk: Path
+) -> None:
+    tree = make_tree(size=12 << 20)
+    hub.add(PATH, make_archive(tree))
+    with pytest.raises(HubfsError) as caught:
+        entry.bring_in(WAIT)
+    assert caught.value.errno in (errno.ENOSPC, errno.EIO)
+    store.close()
+    assert [name for name in names_in_cache(store) if name != "lost+found"] == []
 
 
 # ---- disks that are full or read-only

@@ -2,71 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hubfs.errors import DamagedError, HostileError, TooLargeError
+from hubfs.transfer import names as names_module
 from hubfs.transfer import tar
 from hubfs.transfer.tar import Member, members
-
-END = bytes(1024)
-
-
-def header(
-    name: bytes,
-    kind: bytes = b"0",
-    size: int | bytes = 0,
-    *,
-    mtime: int | bytes = 1_600_000_000,
-    magic: bytes = b"ustar\x0000",
-    prefix: bytes = b"",
-    link: bytes = b"",
-    signed: bool = False,
-) -> bytes:
-    """One header block. A `size` or `mtime` of bytes is put in as it is."""
-    size_field = size if isinstance(size, bytes) else b"%011o\0" % size
-    time_field = mtime if isinstance(mtime, bytes) else b"%011o\0" % mtime
-    block = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size_field + time_field
-    block += b" " * 8 + kind + link.ljust(100, b"\0") + magic.ljust(8, b"\0") + bytes(80)
-    block = (block + prefix).ljust(512, b"\0")
-    total = sum(byte - 256 if signed and byte > 127 else byte for byte in block)
-    return block[:148] + b"%06o\0 " % total + block[156:]
-
-
-def base256(value: int) -> bytes:
-    return ((value & ((1 << 95) - 1)) | 1 << 95).to_bytes(12, "big")
-
-
-def padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 512)
-
-
-def file(name: bytes, data: bytes = b"data", **fields: object) -> bytes:
-    return header(name, size=len(data), **fields) + padded(data)  # type: ignore[arg-type]
-
-
-def record(key: bytes, value: bytes) -> bytes:
-    size = len(key) + len(value) + 3
-    while len(b"%d" % size) + len(key) + len(value) + 3 != size:
-        size = len(b"%d" % size) + len(key) + len(value) + 3
-    return b"%d %s=%s\n" % (size, key, value)
-
-
-def pax(records: dict[bytes, bytes], kind: bytes = b"x") -> bytes:
-    return raw_pax(b"".join(record(key, value) for key, value in records.items()), kind)
-
-
-def raw_pax(body: bytes, kind: bytes = b"x") -> bytes:
-    return header(b"PaxHeaders/x", kind, len(body)) + padded(body)
-
-
-def gnu_long(name: bytes, kind: bytes = b"L") -> bytes:
-    return header(b"././@LongLink", kind, len(name) + 1, magic=b"ustar  \0") + padded(name + b"\0")
+from tests.tars import END, base256, file, gnu_long, header, padded, pax, raw_pax, record
 
 
 def cut(data: bytes, step: int) -> Iterator[bytes]:
@@ -145,14 +89,25 @@ class TestTaken:
     def test_pax_counts_for_one_member(self) -> None:
         assert names(pax({b"path": b"a"}) + file(b"x") + file(b"b") + END) == ["a", "b"]
 
-    def test_pax_empty_value_unsets(self) -> None:
-        body = record(b"path", b"a") + record(b"path", b"")
-        assert names(raw_pax(body) + file(b"x") + END) == ["x"]
+    def test_first_name_cut_behind_a_slash(self) -> None:
+        name = b"d/" * 60 + b"f"
+        assert names(gnu_long(name) + file(name[:100]) + pax({b"path": b"e/f"}) + file(b"e/") + END) == [
+            name.decode(),
+            "e/f",
+        ]
+
+    def test_pax_records_of_other_keys_may_be_empty_or_repeated(self) -> None:
+        body = record(b"path", b"a") + record(b"comment", b"") + record(b"comment", b"x")
+        assert names(raw_pax(body) + file(b"x") + END) == ["a"]
 
     def test_pax_size_beyond_octal(self) -> None:
         archive = pax({b"size": b"%d" % (9 << 30)}) + header(b"big")
         member, _ = next(members([archive], max_files=9, max_bytes=1 << 40))
         assert member.size == 9 << 30
+
+    def test_pax_globals_in_a_row(self) -> None:
+        archive = pax({b"mtime": b"5"}, b"g") + pax({b"mtime": b"6"}, b"g") + file(b"a") + END
+        assert [member.mtime for member in read(archive)] == [6]
 
     def test_pax_global_mtime(self) -> None:
         archive = pax({b"mtime": b"5", b"comment": b"commit"}, b"g") + file(b"a")
@@ -202,10 +157,10 @@ class TestTaken:
         assert names(file(b".//a/./b//c") + END) == ["a/b/c"]
 
     def test_longest_names(self) -> None:
-        component = b"c" * tar.MAX_COMPONENT
-        path = b"/".join([component] * 16)[: tar.MAX_PATH]
+        component = b"c" * names_module.MAX_COMPONENT
+        path = b"/".join([component] * 16)[: names_module.MAX_PATH]
         assert names(pax({b"path": path}) + file(b"x") + END) == [path.decode()]
-        assert names(pax({b"path": b"/".join([b"d"] * tar.MAX_DEPTH)}) + file(b"x") + END)
+        assert names(pax({b"path": b"/".join([b"d"] * names_module.MAX_DEPTH)}) + file(b"x") + END)
 
     @pytest.mark.parametrize("zeros", [512, 513, 1024, 10240, 1 << 20])
     def test_end_markers(self, zeros: int) -> None:
@@ -251,6 +206,9 @@ HOSTILE = {
     "file as parent": file(b"d") + file(b"d/f"),
     "file as grandparent": file(b"d") + file(b"d/e/f"),
     "file as root": file(b"."),
+    "file as root, spelled otherwise": file(b"./."),
+    "file as directory": file(b"d/."),
+    "file as directory, by prefix": file(b".", prefix=b"d"),
     "case": file(b"Readme") + file(b"README"),
     "case of a directory": file(b"dir/a") + file(b"Dir/b"),
     "case of a directory and a file": header(b"dir", b"5") + file(b"DIR"),
@@ -261,7 +219,7 @@ HOSTILE = {
     "long component": pax({b"path": b"c" * 256}) + file(b"x"),
     "long component in bytes": pax({b"path": "é".encode() * 128}) + file(b"x"),
     "long path": pax({b"path": b"/".join([b"c" * 63] * 65)}) + file(b"x"),
-    "deep path": pax({b"path": b"a/" * tar.MAX_DEPTH + b"f"}) + file(b"x"),
+    "deep path": pax({b"path": b"a/" * names_module.MAX_DEPTH + b"f"}) + file(b"x"),
     "big pax": raw_pax(BIG) + file(b"x"),
     "big global pax": raw_pax(BIG, b"g") + file(b"x"),
     "big long name": gnu_long(BIG) + file(b"x"),
@@ -271,12 +229,22 @@ HOSTILE = {
     "bytes hidden behind a long name": gnu_long(b"x")[:-1] + b"y" + file(b"z"),
     "endless pax": header(b"x", b"x", base256(1 << 60)),
     "negative size": header(b"f", size=base256(-512)),
+    "negative size behind a pax size": pax({b"size": b"0"}) + header(b"f", size=base256(-512)),
     "negative pax size": pax({b"size": b"-512"}) + header(b"f"),
     "negative extended size": header(b"f", b"x", base256(-512)),
     "directory with data": header(b"d/", b"5", 512) + bytes(512),
     "v7 directory with data": header(b"d/", b"0", 512) + bytes(512),
     "global name": pax({b"path": b"x"}, b"g") + file(b"y"),
     "global size": pax({b"size": b"0"}, b"g") + file(b"y"),
+    "empty name by pax": pax({b"path": b""}) + file(b"x"),
+    "empty size by pax": pax({b"size": b""}) + file(b"x"),
+    "empty time by pax": pax({b"mtime": b""}) + file(b"x"),
+    "two names by pax": raw_pax(record(b"path", b"a") + record(b"path", b"b")) + file(b"x"),
+    "two sizes by pax": raw_pax(record(b"size", b"0") * 2) + file(b"x", b""),
+    "directory by pax name only": pax({b"path": b"d/"}) + header(b"d"),
+    "directory by long name only": gnu_long(b"d/") + header(b"d"),
+    "directory by two names only": pax({b"path": b"d/"}) + header(b"d/"),
+    "directory by its first name only": pax({b"path": b"d"}) + header(b"d/", b"\0"),
     "two names": pax({b"path": b"x"}) + gnu_long(b"y") + file(b"z"),
     "unknown charset": pax({b"hdrcharset": b"ISO-IR 8859 1 1998"}) + file(b"z"),
 }
@@ -309,6 +277,7 @@ DAMAGED = {
     "bad time": header(b"a", mtime=b"99999999999\0") + END,
     "no name": file(b"") + END,
     "pax without member": file(b"a") + pax({b"path": b"x"}) + END,
+    "global pax without member": file(b"a") + pax({b"comment": b"x"}, b"g") + END,
     "long name without member": file(b"a") + gnu_long(b"x") + END,
     "two pax": pax({b"path": b"x"}) + pax({b"path": b"y"}) + file(b"a") + END,
     "two long names": gnu_long(b"x") + gnu_long(b"y") + file(b"a") + END,
@@ -361,7 +330,7 @@ class TestLimits:
             read(pax({b"comment": b"x"}, b"g") * 1000 + file(b"a") + END, max_files=10)
 
     def test_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tar, "MAX_NAMES", 10)
+        monkeypatch.setattr(names_module, "MAX_NAMES", 10)
         assert names(file(b"abcde") + file(b"fghij") + END)
         with pytest.raises(TooLargeError, match="characters together"):
             names(file(b"abcde") + file(b"fghijk") + END)
@@ -408,61 +377,3 @@ def test_every_damaged_header_byte_is_noticed() -> None:
             else:
                 with pytest.raises(DamagedError):
                     read(bytes(damaged))
-
-
-_COMPONENT = st.text(
-    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40
-)
-_PATH = st.lists(_COMPONENT.filter(lambda part: part not in (".", "..")), min_size=1, max_size=4).map(
-    "/".join
-)
-
-
-def ordinary(paths: list[str]) -> list[str]:
-    """Those of `paths` that can be files of one model together."""
-    chosen: list[str] = []
-    for path in paths:
-        try:
-            names(b"".join(pax({b"path": one.encode()}) + file(b"x") for one in [*chosen, path]) + END)
-        except HostileError:
-            continue
-        chosen.append(path)
-    return chosen
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    paths=st.lists(_PATH, min_size=1, max_size=6),
-    data=st.lists(st.binary(max_size=1500), min_size=6, max_size=6),
-    mtime=st.integers(0, 8**11 - 1),
-    form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
-    step=st.integers(1, 3000),
-)
-def test_like_tarfile(paths: list[str], data: list[bytes], mtime: int, form: int, step: int) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as writer:
-        for path, content in zip(ordinary(paths), data, strict=False):
-            info = tarfile.TarInfo(path)
-            info.size, info.mtime = len(content), mtime
-            try:
-                writer.addfile(info, io.BytesIO(content))
-            except ValueError:
-                continue  # Too long a name for ustar.
-    archive = buffer.getvalue()
-    buffer.seek(0)
-    with tarfile.open(fileobj=buffer) as reader:
-        expected = {}
-        for info in reader:
-            content = reader.extractfile(info)
-            assert content is not None
-            expected[Member(info.name.strip("/"), False, info.size, int(info.mtime))] = content.read()
-    if not expected:
-        return
-    assert read(archive, step) == expected
-
-
-@settings(deadline=None, max_examples=300)
-@given(archive=st.binary(max_size=2000), good=st.booleans())
-def test_garbage_is_damaged(archive: bytes, good: bool) -> None:
-    with pytest.raises((DamagedError, TooLargeError)):
-        read((file(b"a") if good else b"") + archive + b"\x01")

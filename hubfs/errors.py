@@ -83,6 +83,10 @@ class DamagedError(HubfsError):
     """Bytes that are not what the publisher declared: checksum, gzip, tar or manifest mismatch."""
 
 
+class ChangedOriginError(DamagedError):
+    """What the hub gives is another file or archive than when it was found: find it anew."""
+
+
 class HostileError(DamagedError):
     """An archive that tries to leave its directory or to overwrite: never tried again."""
 

@@ -256,11 +256,11 @@ def _split(url: str) -> SplitResult:
         raise RefusedError(f"{url!r} is not a URL: {error}") from error
 
 
-def compressed_url(handle: str) -> str:
-    """The URL of a handle's archive in the hosting protocol; the handle's own query is kept.
+def compressed_url(handle: str, form: str = "compressed") -> str:
+    """The URL of a handle's archive in the hosting protocol, or another form; the handle's query is kept.
 
     Source: tensorflow_hub 0.16.1, `HttpResolverBase._append_format_query`.
     """
     split = urlsplit(handle)
-    query = [*parse_qsl(split.query), ("tf-hub-format", "compressed")]
+    query = [*parse_qsl(split.query), ("tf-hub-format", form)]
     return split._replace(query=urlencode(query)).geturl()

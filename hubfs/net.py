@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import json
 import os
 import random
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from http.cookiejar import DefaultCookiePolicy
@@ -99,6 +100,8 @@ class Net:
         self._settings = settings
         self._session: requests.Session | None = None
         self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._stopping = Event()
+        self._credentials: dict[str, Callable[[], Mapping[str, str]]] = {}
         #: The call that each thread makes just now.
         self._here = local()
 
@@ -106,8 +109,22 @@ class Net:
         """Load what the first request needs, before there is one: that takes some 50 ms."""
         self._get_session()
 
+    def authorize(self, prefix: str, credentials: Callable[[], Mapping[str, str]]) -> None:
+        """Send credentials with each request whose URL begins with `prefix`, whoever sends it.
+
+        So never to what such a URL redirects to, unless that begins with it too. They are not logged.
+
+        Args:
+            prefix: scheme, host and at least the slash after it.
+            credentials: gives the headers, asked anew for each request.
+        """
+        if not urlsplit(prefix).path.startswith("/"):
+            raise ValueError(f"{prefix}: another host can begin so")
+        self._credentials[prefix] = credentials
+
     def shut_down(self) -> None:
         """End all connections, so that nobody waits any longer for what they might bring."""
+        self._stopping.set()
         for connection in list(self._sockets):
             _shut_down(connection)
 
@@ -122,6 +139,8 @@ class Net:
         handle: str,
         headers: Mapping[str, str] | None = None,
         call: Call | None = None,
+        *,
+        statuses: Container[int] = (200, 206, 416),
     ) -> Iterator[requests.Response]:
         """The answer to a GET, redirects followed, its body not yet read.
 
@@ -129,11 +148,11 @@ class Net:
             url: what to ask for. That its host is allowed was decided before. The redirects of a `Route`
                 are followed the first time, and again after a failure, also of reading the body.
             handle: named in errors.
-            headers: of the request, sent to each hop (hubfs sends no credentials of its own).
+            headers: of the request, sent to each hop: no credentials, for which there is `authorize`.
             call: by which another thread may end the request.
 
         Raises:
-            HubfsError: no answer, or one that is not 200, 206 or 416.
+            HubfsError: no answer, or one whose status is not among `statuses`.
         """
         if self._settings.offline:
             raise OfflineError(
@@ -146,7 +165,8 @@ class Net:
         try:
             response, asked = self._answer(route, handle, headers or {})
             try:
-                _check_status(response, handle)
+                if response.status_code not in statuses:
+                    raise _refusal(response, handle)
                 route.final = asked if asked != route.url else None
                 yield response
             finally:
@@ -214,16 +234,18 @@ class Net:
     def _send(self, url: str, handle: str, headers: Mapping[str, str]) -> requests.Response:
         import requests  # here, because its import would take a fifth of the mount's start-up time
 
+        if self._stopping.is_set():
+            raise StoppedError(f"{handle}: hubfs is being stopped")
         settings = self._settings
         host = urlsplit(url).netloc.rpartition("@")[2]
         try:
             return self._get_session().get(
                 url,
-                headers=dict(headers),
+                headers={**headers, **self._headers_for(url)},
                 stream=True,
                 allow_redirects=False,
                 timeout=(settings.connect_timeout, settings.stall_timeout),
-                verify=_certificates(settings.verify_certificates),
+                verify=certificates(settings.verify_certificates),
             )
         except requests.exceptions.SSLError as error:
             raise ProtocolError(
@@ -246,6 +268,13 @@ class Net:
             ) from error
         except (requests.exceptions.RequestException, ValueError) as error:
             raise ProtocolError(f"{handle}: the request to {host} failed: {_cause(error)}") from error
+
+    def _headers_for(self, url: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for prefix, credentials in self._credentials.items():
+            if url.startswith(prefix):
+                found.update(credentials())
+        return found
 
     def _get_session(self) -> requests.Session:
         if self._session is None:
@@ -321,17 +350,16 @@ def _shut_down(connection: socket.socket | None) -> None:
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
-def _check_status(response: requests.Response, handle: str) -> None:
-    if response.status_code not in _ANSWERS:
-        raise from_status(
-            response.status_code,
-            handle,
-            words=_plain_words(response),
-            retry_after=parse_retry_after(response.headers.get("Retry-After")),
-        )
+def _refusal(response: requests.Response, handle: str) -> HubfsError:
+    return from_status(
+        response.status_code,
+        handle,
+        words=_plain_words(response),
+        retry_after=parse_retry_after(response.headers.get("Retry-After")),
+    )
 
 
-def _certificates(verify: bool) -> bool | str:
+def certificates(verify: bool) -> bool | str:
     """What requests calls `verify`. It does not know OpenSSL's own variables, tensorflow_hub does."""
     if not verify:
         return False
@@ -367,7 +395,12 @@ def _plain_words(response: requests.Response, limit: int = 200) -> str:
         raw = response.raw.read(4096, decode_content=True)
     except Exception as error:  # noqa: BLE001 - the status tells the failure; this is only its comment
         return f"(its text could not be read: {type(error).__name__})"
-    text = re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", raw.decode("utf8", "replace"), flags=re.S | re.I)
+    text = raw.decode("utf8", "replace")
+    if "json" in response.headers.get("Content-Type", ""):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            text = str(json.loads(text)["message"])
+    else:
+        text = re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", text, flags=re.S | re.I)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= limit else text[:limit] + "…"
 

@@ -19,6 +19,8 @@ from tests.hub import FaultHub
 pytest_plugins = ["tests.leaks"]
 
 
+#: Settings of hubfs, and of what it speaks to.
+OURS = ("HUBFS_", "TFHUB_", "AWS_", "GOOGLE_", "STORAGE_EMULATOR_", "KAGGLE_")
 #: Variables by which the machine could lead requests elsewhere, or trust others.
 OUTSIDE = {
     "http_proxy", "https_proxy", "all_proxy", "no_proxy",
@@ -30,7 +32,10 @@ OUTSIDE = {
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test, and nothing of a test reaches the machine."""
     for name in list(os.environ):
-        if name.startswith(("HUBFS_", "TFHUB_")) or name.lower() in OUTSIDE:
+        if (
+            name.startswith(("HUBFS_", "TFHUB_", "AWS_", "GOOGLE_", "STORAGE_EMULATOR_"))
+            or name.lower() in OUTSIDE
+        ):
             monkeypatch.delenv(name)
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         directory = tmp_path / "home" / name.lower()

@@ -27,9 +27,8 @@ import google_crc32c
 from hubfs.cache.layout import write_atomically
 from hubfs.errors import CacheError, DamagedError, from_os_error
 from hubfs.hubs.base import Listing, RemoteFile
+from hubfs.transfer.chunks import CHUNK
 
-#: Bytes of a chunk; the last one of a file is shorter.
-CHUNK: Final = 1 << 20
 _FORMAT: Final = 1
 
 

@@ -28,7 +28,7 @@ from hubfs.errors import (
 
 if TYPE_CHECKING:
     from hubfs.cache.store import Store
-    from hubfs.hubs.base import Origin
+    from hubfs.hubs.base import Archive
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class EntryState:
         self.changed = threading.Condition(threading.Lock())
         self._manifest: Manifest | None = None
         self._directory: Path | None = None
-        self._origin: Origin | None = None
+        self._origin: Archive | None = None
         self._arrival: Arrival | None = None
         self._transfer: Transfer | None = None
         self._locating = False
@@ -299,7 +299,7 @@ class EntryState:
         if arrival is not None and arrival.error is not None:
             self._tainted.update(path for path, file in arrival.files.items() if file.delivered)
 
-    def _known_origin(self) -> Origin:
+    def _known_origin(self) -> Archive:
         with self.changed:
             origin = self._origin
         if origin is None:

@@ -22,11 +22,12 @@ from hubfs.cache.index import Index
 from hubfs.cache.layout import Layout, LockWatch, is_present, leftovers, locked_keys, read_descriptor, remove
 from hubfs.cache.manifest import Manifest, read_or_adopt
 from hubfs.cache.state import EntryState, State
-from hubfs.config import Settings
+from hubfs.config import LoadFormat, Settings
 from hubfs.errors import CacheError, HubfsError, OfflineError, RefusedError, UnavailableError
 from hubfs.handles import HandleMap, cache_key, version_of
 from hubfs.hubs.archive_url import ArchiveUrl
-from hubfs.hubs.base import Hub, Origin
+from hubfs.hubs.base import Archive, Hub
+from hubfs.hubs.bucket import Buckets
 from hubfs.hubs.tfhub import TfHub
 from hubfs.net import Net
 
@@ -84,7 +85,8 @@ class Store:
         self.index = Index(self.layout, self.handles)
         self.closed = False
         self.started = time.time()
-        self._hubs: list[Hub] = [ArchiveUrl(self.net), TfHub(self.net)]
+        self._buckets = Buckets(self.net, settings)
+        self._hubs: list[Hub] = [ArchiveUrl(self.net), TfHub(self.net, self._buckets)]
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # protects the three below
         self._entries: OrderedDict[str, Entry] = OrderedDict()
@@ -125,7 +127,7 @@ class Store:
             return self.entry(handle)
         return known
 
-    def locate(self, handle: str) -> Origin:
+    def locate(self, handle: str) -> Archive:
         """Ask the hub where a version is, trying again where that can help.
 
         Raises:
@@ -141,7 +143,10 @@ class Store:
         attempt = 0
         while True:
             try:
-                return hub.locate(handle)
+                # Entries know archives only so far.
+                origin = hub.locate(handle, LoadFormat.COMPRESSED)
+                assert isinstance(origin, Archive)
+                return origin
             except UnavailableError as error:
                 attempt += 1
                 if attempt > self.settings.retries:
@@ -261,6 +266,7 @@ class Store:
         self.closed = True
         self._stopping.set()
         self.net.shut_down()
+        self._buckets.shut_down()
         for entry in self.entries():
             entry.stop()
 
@@ -269,6 +275,7 @@ class Store:
         self.begin_close()
         self.locators.shutdown(wait=True, cancel_futures=True)
         self.carriers.shutdown(wait=True, cancel_futures=True)
+        self._buckets.close()
         self.net.close()
 
     # ---- within

@@ -16,7 +16,7 @@ from hubfs.cache.arrival import Arrival
 from hubfs.cache.layout import DownloadLock, LockWatch, is_present, remove, write_descriptor
 from hubfs.cache.manifest import Manifest
 from hubfs.errors import DamagedError, DiskFullError, HostileError, HubfsError, StoppedError, from_os_error
-from hubfs.hubs.base import Origin
+from hubfs.hubs.base import Archive
 from hubfs.transfer.archive import Limits, extract
 from hubfs.transfer.download import Download, in_background
 from hubfs.transfer.inflate import inflate
@@ -74,7 +74,7 @@ class Transfer:
         self._stopped.set()
         self._end_attempt()
 
-    def run(self, locate: Callable[[], Origin]) -> None:
+    def run(self, locate: Callable[[], Archive]) -> None:
         """
         Raises:
             HubfsError: nothing was brought in, and nothing of it is left on disk.
@@ -117,7 +117,7 @@ class Transfer:
             if self._stopped.wait(LOCK_POLL):
                 raise StoppedError(f"{self.handle}: stopped while another process was downloading it")
 
-    def _bring_in(self, lock: DownloadLock, origin: Origin) -> None:
+    def _bring_in(self, lock: DownloadLock, origin: Archive) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             if self._stopped.is_set():
                 raise StoppedError(f"{self.handle}: the transfer was stopped")
@@ -134,7 +134,7 @@ class Transfer:
                 # What the hub said of size and ETag when it was asked may no longer hold.
                 origin = dataclasses.replace(origin, size=None, etag=None)
 
-    def _attempt(self, lock: DownloadLock, origin: Origin) -> None:
+    def _attempt(self, lock: DownloadLock, origin: Archive) -> None:
         """Bring all in, once, and publish it."""
         lock.tmp.mkdir(mode=0o755)
         arrival = Arrival(lock.tmp, self._outcome.changed, self._settings.verified_only)
@@ -158,7 +158,7 @@ class Transfer:
             time.monotonic() - started,
         )  # fmt: skip
 
-    def _receive(self, origin: Origin, arrival: Arrival, storage: Storage) -> None:
+    def _receive(self, origin: Archive, arrival: Arrival, storage: Storage) -> None:
         """Download, inflate and write, each in a thread of its own, until all has arrived and was checked."""
         into = arrival.directory_path
         free = shutil.disk_usage(into).free

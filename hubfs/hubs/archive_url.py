@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from hubfs.config import LoadFormat
 from hubfs.handles import compressed_url, is_archive
 from hubfs.hubs.base import Archive, Origin
 from hubfs.net import Net, content_length, strong_etag
@@ -18,7 +19,7 @@ class ArchiveUrl:
     def supports(self, handle: str) -> bool:
         return handle.startswith(("http://", "https://")) and is_archive(handle)
 
-    def locate(self, handle: str) -> Origin:
+    def locate(self, handle: str, load_format: LoadFormat = LoadFormat.AUTO) -> Origin:
         return probe(self._net, handle, compressed_url(handle))
 
 

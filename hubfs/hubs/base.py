@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from hubfs.config import LoadFormat
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Archive:
     """
 
     handle: str
-    url: str
+    url: str = field(repr=False)  # it may be signed
     size: int | None = None
     etag: str | None = None
 
@@ -76,7 +78,7 @@ class Listing:
     where: str
 
 
-Origin = Archive
+Origin = Archive | Listing
 
 
 class Hub(Protocol):
@@ -85,7 +87,7 @@ class Hub(Protocol):
     def supports(self, handle: str) -> bool:
         """Whether this protocol is the one for the handle. No request is sent."""
 
-    def locate(self, handle: str) -> Origin:
+    def locate(self, handle: str, load_format: LoadFormat = LoadFormat.AUTO) -> Origin:
         """Where the version's bytes are.
 
         Raises:

@@ -32,7 +32,7 @@ from hubfs.errors import (
     UnavailableError,
     from_status,
 )
-from hubfs.net import _certificates
+from hubfs.net import certificates
 from hubfs.version import __version__
 
 if TYPE_CHECKING:
@@ -221,11 +221,11 @@ class ObjectStores:
             # The time for a whole answer depends on its size: `call` has the deadline.
             "timeout": timedelta(days=1),
         }
-        certificates = _certificates(settings.verify_certificates)
-        if certificates is False:
+        authorities = certificates(settings.verify_certificates)
+        if authorities is False:
             options["allow_invalid_certificates"] = True
-        elif isinstance(certificates, str) and Path(certificates).is_file():
-            options["root_certificate"] = Path(certificates).read_bytes()
+        elif isinstance(authorities, str) and Path(authorities).is_file():
+            options["root_certificate"] = Path(authorities).read_bytes()
         return options
 
 

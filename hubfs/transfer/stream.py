@@ -8,7 +8,14 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from hubfs.errors import DamagedError, HubfsError, ProtocolError, StoppedError, UnavailableError
+from hubfs.errors import (
+    ChangedOriginError,
+    DamagedError,
+    HubfsError,
+    ProtocolError,
+    StoppedError,
+    UnavailableError,
+)
 from hubfs.hubs.base import Archive
 from hubfs.net import Call, Net, Route, content_length, strong_etag
 
@@ -27,10 +34,6 @@ GATHER_SECONDS: Final = 0.004
 SLOWEST: Final = 1024
 #: An attempt that brought at least so many bytes made progress: the count of failures starts anew.
 PROGRESS: Final = 64 * 1024
-
-
-class ChangedOriginError(DamagedError):
-    """The archive at the hub is another one than when the transfer began: start from zero."""
 
 
 class NoRangesError(HubfsError):

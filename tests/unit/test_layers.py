@@ -47,6 +47,7 @@ ONLY_IN = {
     "click": ("cli/",),
     "tensorflow": ("integrations/",),
     "tensorflow_hub": ("integrations/",),
+    "obstore": ("hubs/object_store.py", "hubs/bucket.py", "cache/bucket.py"),
     "requests": ("net.py", "transfer/download.py", "hubs/", "cli/doctor.py"),
 }
 
@@ -182,7 +183,18 @@ def test_file_is_short_enough_to_read(path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["hubfs", "hubfs.daemon"])
 def test_import_pulls_in_nothing_heavy(module: str) -> None:
-    heavy = ("typer", "click", "rich", "requests", "urllib3", "tensorflow", "tensorflow_hub", "mfusepy")
+    heavy = (
+        "typer",
+        "click",
+        "rich",
+        "requests",
+        "urllib3",
+        "tensorflow",
+        "tensorflow_hub",
+        "mfusepy",
+        "obstore",
+        "asyncio",
+    )
     code = f"import sys, {module}; print(*[name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == []

@@ -587,3 +587,26 @@ def test_connections_are_given_back_after_errors(hub: FaultHub, net: Net) -> Non
         error_of(net, url(hub))
     hub.wait_for(lambda hub: all(request.done.is_set() for request in hub.log))
     assert len(os.listdir("/proc/self/fd")) <= before + 4
+
+
+def test_credentials_go_to_their_prefix_only(hub: FaultHub, net: Net) -> None:
+    with FaultHub() as other:
+        hub.add("api/x.tar.gz", b"x")
+        other.add("x.tar.gz", b"x")
+        hub.add_redirect("api/away.tar.gz", f"{other.url}/x.tar.gz")
+        hub.add_redirect("in.tar.gz", f"{hub.url}/api/x.tar.gz")
+        net.authorize(f"{hub.url}/api/", lambda: {"Authorization": "Bearer secret"})
+        for path in ("api/x.tar.gz", "api/away.tar.gz", "in.tar.gz"):
+            with net.get(f"{hub.url}/{path}", "h") as response:
+                assert response.raw.read() == b"x"
+        sent = [(r.path, r.headers.get("authorization")) for r in hub.requests() + other.requests()]
+        assert sent == [
+            ("api/x.tar.gz", "Bearer secret"), ("api/away.tar.gz", "Bearer secret"), ("in.tar.gz", None),
+            ("api/x.tar.gz", "Bearer secret"), ("x.tar.gz", None),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["https://www.kaggle.com", "https://", "http://127.0.0.1:80"])
+def test_credentials_need_a_whole_host(net: Net, prefix: str) -> None:
+    with pytest.raises(ValueError, match="another host"):
+        net.authorize(prefix, dict)

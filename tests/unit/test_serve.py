@@ -153,8 +153,8 @@ def test_other_paths_are_not_found(hub: LocalHub, root: Path, target: str) -> No
         assert len(body) > 10
 
 
-def test_uncompressed_is_not_offered(hub: LocalHub) -> None:
-    answer = get(hub, "/google/bert/9?tf-hub-format=uncompressed")
+def test_other_formats_are_not_offered(hub: LocalHub) -> None:
+    answer = get(hub, "/google/bert/9?tf-hub-format=zip")
     assert (answer.status_code, "not offered" in answer.text) == (404, True)
 
 

@@ -95,6 +95,20 @@ class Entry(EntryState):
 
         return self._until(find, wait)
 
+    def directory(self, inner: str, wait: Wait) -> dict[str, Info] | None:
+        """What is in one of the version's directories, by name and sorted; `None` if it is not one.
+
+        Raises:
+            HubfsError: the version could not be brought in.
+        """
+        manifest = self.manifest(wait)
+        children = manifest.children(inner)
+        if children is None:
+            return None
+        above = f"{inner}/" if inner else ""
+        with self.changed:
+            return {name: self._in_manifest(manifest, above + name) for name in sorted(children)}
+
     def bring_in(self, wait: Wait) -> Path:
         """The version's directory in the cache, once it has been published there.
 

@@ -104,9 +104,11 @@ class Manifest:
 
     def disagreement(self, directory: Path) -> str | None:
         """What is missing or has another size in `directory`, in words; `None` if all is there."""
+        # Without pathlib: this is done for each model that a `find` comes by.
+        base = f"{directory}/"
         for path, info in self.files.items():
             try:
-                status = (directory / path).lstat()
+                status = os.lstat(base + path)
             except (FileNotFoundError, NotADirectoryError):
                 return f"{path} is missing"
             if not stat.S_ISREG(status.st_mode):
@@ -114,7 +116,11 @@ class Manifest:
             if status.st_size != info.size:
                 return f"{path} has {status.st_size} bytes instead of {info.size}"
         for path in self.directories:
-            if (directory / path).is_symlink() or not (directory / path).is_dir():
+            try:
+                missing = not stat.S_ISDIR(os.lstat(base + path).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                missing = True
+            if missing:
                 return f"{path}/ is missing"
         return None
 

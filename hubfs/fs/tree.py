@@ -8,7 +8,7 @@ import functools
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -121,10 +121,10 @@ class Tree:
         if isinstance(node, Alias):
             raise _os_error(errno.ENOTDIR, path)
         if isinstance(node, InEntry):
-            children = node.entry.manifest(wait).children(node.inner)
-            if children is None:
-                raise _os_error(errno.ENOTDIR, path)
-            return Listing(True, lambda: self._rows_of_version(base, node, children, wait))
+            if not self._store.index.has(node.entry.handle):
+                # Here is where to wait for it, and to fail.
+                node.entry.manifest(wait)
+            return Listing(True, lambda: self._rows_of_version(base, node, wait))
         return Listing(False, lambda: self._rows_of_names(base, node))
 
     def open(self, path: str, wait: Wait) -> Readable:
@@ -217,11 +217,13 @@ class Tree:
             elif not surely and entry.is_under_way():
                 yield InEntry(entry, inner)
 
-    def _rows_of_version(self, base: str, node: InEntry, children: Mapping[str, bool], wait: Wait) -> Rows:
-        above = node.inner + "/" if node.inner else ""
-        rows = [(".", self.attributes(base, wait)), ("..", self._directory(base.rpartition("/")[0]))]
-        for name in sorted(children):
-            rows.append((name, _attributes(f"{base}/{name}", node.entry.lookup(above + name, wait))))
+    def _rows_of_version(self, base: str, node: InEntry, wait: Wait) -> Rows:
+        found = node.entry.directory(node.inner, wait)
+        if found is None:
+            raise _os_error(errno.ENOTDIR, base)
+        own = node.entry.lookup(node.inner, wait) if node.inner else node.entry.root_info()
+        rows = [(".", _attributes(base, own)), ("..", self._directory(base.rpartition("/")[0]))]
+        rows += [(name, _attributes(f"{base}/{name}", info)) for name, info in found.items()]
         return rows
 
     def _rows_of_names(self, base: str, node: Namespace | None) -> Rows:

@@ -102,6 +102,8 @@ bind_all() {
     mount --bind "$root" "$root"
     mount -t proc proc "$root/proc"
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
+    # Without it fusermount3 does not unmount for users.
+    ln -sfn /proc/self/mounts "$root/etc/mtab"
     for path in /*; do
         case $path in
             /bin | /boot | /etc | /lib* | /lost+found | /proc | /run | /sbin | /usr | /var) ;;

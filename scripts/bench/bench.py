@@ -138,8 +138,9 @@ class Bench:
         try:
             yield
         except Unavailable as error:
+            if what not in self.left_out:
+                self.say(f"{what} is left out: {error}")
             self.left_out[what] = str(error)
-            self.say(f"{what} is left out: {error}")
 
     def fresh(self, name: str, user: str | None = None) -> Path:
         """A new, empty directory, of this or another user."""

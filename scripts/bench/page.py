@@ -59,10 +59,11 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=CHECKOUT / "docs", metavar="DIR")
     arguments = parser.parse_args()
     environments = _combined([json.loads(file.read_text()) for file in arguments.files])
-    plots = dict(_plots(environments))
-    for name, text in plots.items():
+    plots = list(_plots(environments))
+    for name, _, text in plots:
         (arguments.to / name).write_text(text)
-    (arguments.to / "benchmarks.md").write_text(_page(environments, list(plots)))
+    titles = {name: title for name, title, _ in plots}
+    (arguments.to / "benchmarks.md").write_text(_page(environments, titles))
     print(f"{arguments.to / 'benchmarks.md'}", file=sys.stderr)
 
 
@@ -81,7 +82,7 @@ def _combined(files: Sequence[Mapping[str, Any]]) -> list[Environment]:
     return list(found.values())
 
 
-def _page(environments: Sequence[Environment], plots: Sequence[str]) -> str:
+def _page(environments: Sequence[Environment], plots: Mapping[str, str]) -> str:
     results = [result for environment in environments for result in environment.results]
     runs = sorted({result.ours.runs for result in results})
     head = _HEAD.format(
@@ -92,7 +93,7 @@ def _page(environments: Sequence[Environment], plots: Sequence[str]) -> str:
     )
     sections = [
         head if environments[0].mode == "full" else head + _QUICK,
-        "\n".join(f"![{Path(name).stem.replace('-', ': ')}]({name})\n" for name in plots),
+        "\n".join(f"![{title}]({name})\n" for name, title in plots.items()),
         "## Targets\n\n" + _targets(environments),
         "## What it ran on\n\n" + _machines(environments),
         *_parts(environments),
@@ -177,14 +178,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"
 
 
-def _plots(environments: Sequence[Environment]) -> Iterator[tuple[str, str]]:
-    """Names and texts of the plots that there are figures for."""
+def _plots(environments: Sequence[Environment]) -> Iterator[tuple[str, str, str]]:
+    """Names, titles and texts of the plots that there are figures for."""
     if reads := {e.name: group for e in environments if (group := _read_speeds(e))}:
         title = "Sequential reads of a cached file: speed, in % of the file system's own"
-        yield "benchmarks-reads.svg", plot.bars(title, "%", reads, "")
+        yield "benchmarks-reads.svg", title, plot.bars(title, "%", reads, "")
     if loads := _cold_loads(environments):
         title = "tf.saved_model.load of a model that is not cached: seconds"
-        yield "benchmarks-cold-loads.svg", plot.bars(title, "s", loads, "hubfs")
+        yield "benchmarks-cold-loads.svg", title, plot.bars(title, "s", loads, "hubfs")
     keys = _keys(environments, lambda result: result.met is not None)
     if keys:
         rows = {
@@ -195,7 +196,7 @@ def _plots(environments: Sequence[Environment]) -> Iterator[tuple[str, str]]:
             "← better; 1 is the target",
         )
         names = [environment.name for environment in environments]
-        yield "benchmarks-targets.svg", plot.dots(title, below, rows, names)
+        yield "benchmarks-targets.svg", title, plot.dots(title, below, rows, names)
 
 
 def _read_speeds(environment: Environment) -> dict[str, plot.Point]:

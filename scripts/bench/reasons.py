@@ -19,7 +19,7 @@ _REASONS: Final[Mapping[tuple[str, str], str]] = {
     ),
     ("read", "unprivileged: sequential, first"): "requests of 128 KiB; only root may raise the readahead",
     ("open", "open + read + close"): (
-        "an open is answered by a thread on a CPU that may have to wake up: runs are near 33 or near 80 µs"
+        "not fully understood: other runs on this machine took 33 µs; it seems to depend on which CPU answers"
     ),
     ("metadata", "find"): _LISTINGS,
     ("load-cold", "embed"): "inflating takes 0.5 s and TensorFlow another 0.5 s, and it needs the end first",

@@ -87,9 +87,9 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         """From an offset on, and with all attributes if the kernel wants them and they are known: that saves
         it a look-up of each name.
         """
-        listing = self.operations.readdir(fip.contents)
-        plus = _FILL_DIR_PLUS if listing.settled and flags & _READDIR_PLUS else 0
-        for number, (name, attributes) in enumerate(listing.rows[offset:], offset + 1):
+        rows, settled = self.operations.readdir(fip.contents)
+        plus = _FILL_DIR_PLUS if settled and flags & _READDIR_PLUS else 0
+        for number, (name, attributes) in enumerate(rows[offset:], offset + 1):
             if plus:
                 stat = as_stat(attributes)
             else:

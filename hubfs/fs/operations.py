@@ -20,7 +20,7 @@ from hubfs.fs import libfuse
 from hubfs.fs.parallel import ParallelLookups
 from hubfs.fs.passthrough import ReadMode, ReadModes, set_backing_id
 from hubfs.fs.signals import pending_signal
-from hubfs.fs.tree import Attributes, Listing, Tree
+from hubfs.fs.tree import Attributes, Listing, Rows, Tree
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -127,9 +127,12 @@ class Operations:
         return 0
 
     @answers
-    def readdir(self, fi: Any) -> Listing:
+    def readdir(self, fi: Any) -> tuple[Rows, bool]:
+        """The rows, and whether their attributes are whole."""
         with self._lock:
-            return self._listings[fi.fh]
+            listing = self._listings[fi.fh]
+        # Here, as this may be when they are put together, and fail.
+        return listing.rows, listing.settled
 
     @answers
     def releasedir(self, path: str, fh: int) -> int:

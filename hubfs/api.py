@@ -16,8 +16,9 @@ from hubfs.config import Settings
 from hubfs.errors import HubfsError, InterruptedWait, StoppedError
 
 if TYPE_CHECKING:
+    from hubfs.cache.models import Model
     from hubfs.cache.state import Snapshot
-    from hubfs.cache.store import Model, Store
+    from hubfs.cache.store import Store
 
 #: Models that `pull` brings in at the same time.
 PARALLEL: Final = 4
@@ -117,13 +118,11 @@ def pull(
         one result a handle, in their order. Failures are in the results, not raised.
     """
     from hubfs.cache.store import Store
-    from hubfs.daemon import check
 
     settings = _settings(settings, overrides)
-    check(settings)
-    named = {_host(handle) for handle in handles if handle.startswith(("http://", "https://"))}
+    named = {_host(handle) for handle in handles if "://" in handle}
     settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *sorted(named - {""})))
-    store = Store(settings)
+    store = Store(settings, keep=True)
     pool = ThreadPoolExecutor(PARALLEL, "hubfs-pull")
     stop = cancel or threading.Event()
     try:
@@ -137,22 +136,25 @@ def pull(
 
 def models(settings: Settings | None = None, prefix: str = "") -> list[Model]:
     """Models in the cache whose handle, or path at the default hub, begins with `prefix`."""
-    from hubfs.cache.store import Store, prefixed
+    from hubfs.cache import models as cached
+    from hubfs.cache.layout import Layout
 
     settings = _settings(settings, {})
-    store = Store(settings)
-    try:
-        return list(prefixed(store.models(), prefix, settings.hub))
-    finally:
-        store.close()
+    return list(cached.prefixed(cached.models(Layout(Path(settings.cache_dir))), prefix, settings.hub))
 
 
 def _host(url: str) -> str:
-    """The host, and port, of a URL; empty if it is none, which its own transfer is going to say."""
+    """What a URL needs to be allowed: its host and port, or its bucket.
+
+    Empty if it is not such a URL, which its own transfer is going to say.
+    """
     try:
-        return urlsplit(url).netloc
+        split = urlsplit(url)
     except ValueError:
         return ""
+    if split.scheme in ("gs", "s3"):
+        return f"{split.scheme}://{split.netloc}" if split.netloc else ""
+    return split.netloc if split.scheme in ("http", "https") else ""
 
 
 def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
@@ -164,7 +166,7 @@ def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
 def _pull_one(
     store: Store, text: str, stop: threading.Event, on_progress: Callable[[TransferStatus], None] | None
 ) -> Pulled:
-    from hubfs.cache.state import Wait
+    from hubfs.cache.readable import Wait
 
     report = on_progress or (lambda status: None)
     cached = False

@@ -34,7 +34,15 @@ class LoadFormat(str, enum.Enum):
     UNCOMPRESSED = "uncompressed"
 
 
+#: The least memory to read with: less would be used up by what is on its way.
+MIN_MEMORY = 16 << 20
+
+_BUCKET = r"(?:gs|s3)://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _HOST = r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::(?P<port>[0-9]{1,5}))?"
+
+
+def _is_url(text: str) -> bool:
+    return re.match(r"[a-z0-9]+://", text) is not None
 
 
 def _is_port(text: str | None) -> bool:
@@ -52,7 +60,9 @@ class Settings:
 
     hub: str = _setting("https://tfhub.dev", "the hub whose handles are the top of the mount", metavar="URL")
     allow_hosts: tuple[str, ...] = _setting(
-        (), "further hosts that may be asked for models, as `host` or `host:port`", metavar="HOST"
+        (),
+        "further hosts and buckets that may be asked for models: `host`, `host:port`, `gs://bucket`, `s3://bucket`",
+        metavar="HOST",
     )
     cache_dir: str = _setting(
         "",
@@ -60,10 +70,25 @@ class Settings:
         env="TFHUB_CACHE_DIR",
         metavar="DIR",
     )
+    shared_cache: str = _setting(
+        "",
+        "a bucket behind the cache, common to many machines: `gs://bucket/prefix` or `s3://…`; "
+        "a bucket in `TFHUB_CACHE_DIR` is taken for it",
+        metavar="URL",
+    )
     load_format: LoadFormat = _setting(
         LoadFormat.AUTO,
-        "how a model is brought in: the whole archive, or its files as they are asked for",
+        "how a model is brought in: its archive, its files without keeping them, or what the hub offers",
         env="TFHUB_MODEL_LOAD_FORMAT",
+    )
+    read_ahead: bool = _setting(
+        True, "bring in the rest of a model in the background once one of its data files is opened"
+    )
+    memory_limit: int = _setting(
+        256 * 10**6,
+        "memory for files that are read without being kept, over all of them",
+        unit="bytes",
+        metavar="SIZE",
     )
     offline: bool = _setting(False, "never use the network: serve what is cached")
     verified_only: bool = _setting(
@@ -117,15 +142,22 @@ class Settings:
         object.__setattr__(self, "hub", self.hub.rstrip("/"))
         for host in self.allow_hosts:
             match = re.fullmatch(_HOST, host)
-            if not match or not _is_port(match["port"]):
+            if not re.fullmatch(_BUCKET, host) and (not match or not _is_port(match["port"])):
                 raise ConfigError(
-                    f"allow_hosts: {host!r} is not a host such as example.org or localhost:8080"
+                    f"allow_hosts: {host!r} is not a host such as example.org or localhost:8080, "
+                    "nor a bucket such as gs://models"
                 )
-        if re.match(r"[a-z0-9]+://", self.cache_dir):
+        if _is_url(self.cache_dir):
             raise ConfigError(
-                f"cache_dir: {self.cache_dir} is a bucket, which hubfs cannot use as a cache yet",
-                hint="give a local directory with --cache-dir",
+                f"cache_dir: {self.cache_dir} is a bucket, and this is the cache on the machine's own disk",
+                hint="give it with --shared-cache, or in TFHUB_CACHE_DIR",
             )
+        shared = self.shared_cache.rstrip("/")
+        if shared and not re.fullmatch(rf"{_BUCKET}(/[^/?#]+)*", shared):
+            raise ConfigError(
+                f"shared_cache: {self.shared_cache!r} is not a place in a bucket such as gs://bucket/prefix"
+            )
+        object.__setattr__(self, "shared_cache", shared)
         cache_dir = self.cache_dir or str(Path(tempfile.gettempdir()) / "tfhub_modules")
         object.__setattr__(self, "cache_dir", str(Path(cache_dir).expanduser().absolute()))
         if self.log_level not in ("debug", "info", "warning", "error"):
@@ -134,6 +166,16 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
                 raise ConfigError(f"{field.name}: {value} is not a positive number")
+        if self.memory_limit < MIN_MEMORY:
+            raise ConfigError(
+                f"memory_limit: {self.memory_limit} bytes are too little to read with",
+                hint=f"give {MIN_MEMORY >> 20} MiB or more",
+            )
+        if self.verified_only and self.load_format is LoadFormat.UNCOMPRESSED:
+            raise ConfigError(
+                "verified_only: files that are not kept cannot be checked as a whole before they are read",
+                hint="use --load-format auto or compressed with it",
+            )
 
     @classmethod
     def load(
@@ -170,6 +212,7 @@ class Settings:
             elif name in from_file:
                 origins[name] = str(config_file)
                 values[name] = _convert(field, kind, from_file[name], origins[name])
+        _move_bucket(values, origins, flags or {}, environ, from_file)
         try:
             return cls(**values)
         except ConfigError as error:
@@ -189,6 +232,35 @@ class Settings:
         """Whether the cache is below a directory that is emptied at a reboot."""
         temporary = {Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")}
         return any(parent in temporary for parent in Path(self.cache_dir).resolve().parents)
+
+
+def _move_bucket(
+    values: dict[str, Any],
+    origins: dict[str, str],
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    from_file: Mapping[str, Any],
+) -> None:
+    """Take a bucket that was given as cache directory for the shared one; the local one is named elsewhere.
+
+    tensorflow_hub has one variable for both kinds.
+    """
+    variable = environ.get("TFHUB_CACHE_DIR", "")
+    given = (
+        (flags.get("cache_dir"), "command line"),
+        (variable, "environment variable TFHUB_CACHE_DIR"),
+        (from_file.get("cache_dir"), "the config file"),
+    )
+    texts = [(str(text), origin) for text, origin in given if text]
+    bucket = next(((text, origin) for text, origin in texts if _is_url(text)), None)
+    if bucket is None:
+        return
+    if "shared_cache" not in values:
+        values["shared_cache"], origins["shared_cache"] = bucket
+    local = next(((text, origin) for text, origin in texts if not _is_url(text)), None)
+    values.pop("cache_dir", None)
+    if local is not None:
+        values["cache_dir"], origins["cache_dir"] = local
 
 
 def default_config_file(environ: Mapping[str, str]) -> Path:

@@ -48,7 +48,6 @@ def start(settings: Settings, mountpoint: Path) -> int:
     """
     mountpoint = Path(os.path.abspath(mountpoint))  # resolve() would touch a dead mount
     settings = dataclasses.replace(settings, log_file=settings.log_file or str(default_log_file(mountpoint)))
-    check(settings)
     ready, ready_in_child = os.pipe()
     order = json.dumps(
         {"settings": settings.to_flags(), "mountpoint": str(mountpoint), "ready": ready_in_child}
@@ -93,13 +92,13 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
     from hubfs.fs.passthrough import ReadModes
     from hubfs.fs.tree import Tree
 
-    check(settings)
     mountpoint = Path(os.path.abspath(mountpoint))
     mounts.prepare(mountpoint)
     with _logging(settings), _Stopper() as stopper:
         _raise_file_limit()
         store = Store(settings)
-        store.layout.create(settings.trust_cache_dir)
+        if settings.load_format is not LoadFormat.UNCOMPRESSED:
+            store.layout.create(settings.trust_cache_dir)
         about = _about(settings, mountpoint, lambda: ops.open_files)
         read_modes = ReadModes(settings.passthrough)
         tree = Tree(store, Control(store, read_modes, about))
@@ -132,18 +131,6 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
         finally:
             tree.close()
             log.info("unmounted %s", mountpoint)
-
-
-def check(settings: Settings) -> None:
-    """
-    Raises:
-        ConfigError: the settings ask for what this version cannot do.
-    """
-    if settings.load_format is LoadFormat.UNCOMPRESSED:
-        raise ConfigError(
-            "load_format: uncompressed is not there yet",
-            hint="auto and compressed work: both bring the archive",
-        )
 
 
 def default_log_file(mountpoint: Path) -> Path:

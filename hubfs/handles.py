@@ -9,32 +9,59 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
+from hubfs import kaggle_handle
 from hubfs.errors import RefusedError
+from hubfs.places import (
+    BUCKET_SCHEMES,
+    WEB,
+    Address,
+    Alias,
+    InModel,
+    Namespace,
+    Place,
+    at_hub,
+    in_bucket,
+    is_archive,
+    is_bucket_name,
+    is_kind_query,
+    is_litter,
+    is_probed,
+    version_in,
+)
+
+__all__ = [
+    "MODEL_FILES",
+    "Address",
+    "Alias",
+    "HandleMap",
+    "InModel",
+    "Namespace",
+    "Place",
+    "cache_key",
+    "compressed_url",
+    "host_to_allow",
+    "is_archive",
+    "is_litter",
+    "version_of",
+]
 
 #: Files that show that an unversioned path is a model's directory (DESIGN §4.2).
 MODEL_FILES = frozenset({"saved_model.pb", "saved_model.pbtxt", "tfhub_module.pb"})
 
-_VERSION = re.compile(r"[0-9]+")
-_ARCHIVE = (".tar", ".tar.gz", ".tgz")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+# And those that show it in a bucket, which is there because its owner's name was allowed on purpose.
+_BUCKET_FILES = re.compile(
+    r"saved_model\.pb(?:txt)?|(?:tfhub_module|keras_metadata|fingerprint)\.pb|(?:model|config)\.json"
+    r"|.+\.(?:tflite|keras|h5|safetensors|onnx|gguf|pt|pth|bin|npz|pkl)"
+)
+#: Allowed without being named: the servers of Google's models, and the bucket that is behind them.
+_KNOWN_HOSTS = (Address("https", "hub.tensorflow.google.cn", 443), *kaggle_handle.HOSTS)
+_KAGGLE = ("https:", kaggle_handle.HOSTS[0].netloc)
+_KNOWN_BUCKETS = ("gs://tfhub-modules",)
+_BUCKET_ROOTS = tuple(f"{scheme}:/" for scheme in BUCKET_SCHEMES)
 #: Paths whose meaning is remembered: about 2 MB.
 _PLACES = 4096
-# Characters that would end or change the path of a URL, or that a URL parser could undo.
-_UNFIT = re.compile(r"[\x00-\x1f\x7f\\?#%\ud800-\udfff]")
-# What editors, shells and version control look for in any directory they pass through.
-_LITTER = re.compile(
-    r"\..*|.*~|#.*#|.*\.sw[a-p]|CVS|RCS|SCCS|_darcs|_svn|lost\+found|__pycache__|node_modules|Thumbs\.db"
-)
-# And what build tools, file managers and language servers look for besides: files, never part of a handle.
-_NO_NAME = re.compile(
-    r".*\.(bak|orig|rej|tmp|lock|py[co]?|pth|so|dll|exe|ini|inf|cfg|conf|toml|json|ya?ml"
-    r"|xml|md|txt|html?|js|ts|rs|go|c|h|cc|cpp|hpp|java|sh|log|db|pid|sock|desktop|pb|pbtxt|zip)"
-    r"|G?TAGS|tags|Makefile|makefile|GNUmakefile|autorun|core",
-    re.IGNORECASE,
-)
 
 
 def cache_key(handle: str) -> str:
@@ -42,96 +69,71 @@ def cache_key(handle: str) -> str:
     return hashlib.sha1(handle.encode("utf8", "surrogateescape")).hexdigest()
 
 
-def is_archive(name: str) -> bool:
-    """Whether a file name or handle is that of a plain archive."""
-    return name.endswith(_ARCHIVE)
-
-
-def is_litter(name: str) -> bool:
-    """Whether a name is one that tools look for everywhere, and that hubfs asks nobody for."""
-    return _LITTER.fullmatch(name) is not None
-
-
 def version_of(handle: str) -> str | None:
     """The version at the end of a handle, if it has one."""
-    last = handle.rsplit("/", 1)[-1]
-    return last if _VERSION.fullmatch(last) else None
+    if kaggle_handle.is_kaggle(handle):
+        # There the last name may be a number and yet be a variation's.
+        try:
+            version = kaggle_handle.parse(handle).version
+        except RefusedError:
+            return None
+        return None if version is None else str(version)
+    return version_in(handle.rsplit("/", 1)[-1])
 
 
-@dataclass(frozen=True)
-class Namespace:
-    """A directory above versions. It exists without a request.
+def host_to_allow(handle: str) -> str:
+    """What `--allow-host` has to name for a handle: a host with its port, or a bucket as `gs://bucket`.
 
-    Attributes:
-        parts: its path below the mount point.
-        handle: the unversioned handle that it would be, `None` where there cannot be one.
+    It is empty if there is none: the handle is a path at the default hub, or cannot be one at all.
     """
-
-    parts: tuple[str, ...]
-    handle: str | None
-
-
-@dataclass(frozen=True)
-class Alias:
-    """Another spelling of a directory, shown as a symbolic link to `target`."""
-
-    target: str
-
-
-@dataclass(frozen=True)
-class InModel:
-    """A model's directory (`inner` is empty) or something below it."""
-
-    handle: str
-    inner: str
-
-
-Place = Namespace | Alias | InModel
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a hub listens."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, scheme: str, netloc: str) -> Address:
-        """
-        Raises:
-            RefusedError: it is not a host with an optional port; user names are refused too.
-        """
-        match = re.fullmatch(
-            r"(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?)(?::(\d{1,5}))?", netloc.lower()
-        )
-        if not match or int(match[3] or 1) not in range(1, 65536):
-            raise RefusedError(f"{netloc!r} is not a host")
-        return cls(scheme, match[1], int(match[3]) if match[3] else _DEFAULT_PORTS[scheme])
-
-    @property
-    def netloc(self) -> str:
-        default = self.port == _DEFAULT_PORTS[self.scheme]
-        return self.host if default else f"{self.host}:{self.port}"
-
-    def same_service(self, other: Address) -> bool:
-        """Whether both name one server: http and https of a host's default ports count as one."""
-        ports = {self.port, other.port}
-        return self.host == other.host and (len(ports) == 1 or ports == set(_DEFAULT_PORTS.values()))
+    scheme, _, rest = handle.partition("://")
+    if scheme in BUCKET_SCHEMES:
+        bucket = rest.partition("/")[0]
+        return f"{scheme}://{bucket}" if is_bucket_name(bucket) else ""
+    try:
+        split = _split(handle)
+        return Address.parse(split.scheme, split.netloc).netloc if split.scheme in WEB else ""
+    except RefusedError:
+        return ""
 
 
 class HandleMap:
     """Handle <-> mount path for one default hub and its allow-list."""
 
     def __init__(self, hub: str, allow_hosts: Iterable[str] = ()) -> None:
+        """
+        Args:
+            hub: the default hub's URL.
+            allow_hosts: `host`, `host:port`, `gs://bucket` or `s3://bucket`, each.
+
+        Raises:
+            RefusedError: one of these is none, or the hub's URL is that of a model, or not of models.
+        """
         split = _split(hub)
         self.hub = hub.rstrip("/")
         self._address = Address.parse(split.scheme, split.netloc)
         self._prefix = tuple(part for part in split.path.split("/") if part)
-        self._allowed = [Address.parse(scheme, host) for host in allow_hosts for scheme in _DEFAULT_PORTS]
+        self._hub_is_kaggle = _is_kaggle(self._address)
+        if self._hub_is_kaggle:
+            self._address = kaggle_handle.HOSTS[0]
+            self._prefix = kaggle_handle.canonical(self._prefix)
+            self.hub = "/".join((f"https://{self._address.netloc}", *self._prefix))
+        self._allowed = [*_KNOWN_HOSTS]
+        self._buckets = {*_KNOWN_BUCKETS}
+        for entry in allow_hosts:
+            scheme, found, bucket = entry.partition("://")
+            if not found:
+                self._allowed += [Address.parse(scheme, entry) for scheme in WEB]
+            elif scheme in BUCKET_SCHEMES and is_bucket_name(bucket):
+                self._buckets.add(entry)
+            else:
+                raise RefusedError(f"{entry!r} is neither a host nor a bucket such as gs://bucket")
         # Each request of the kernel asks for a path and those above it.
         self._known_place = functools.lru_cache(_PLACES)(self._place)
+        if self.place("") != Namespace((), None):
+            raise RefusedError(
+                f"{hub}: this is a model and no hub", hint="give https://www.kaggle.com/models"
+            )
 
     def place(self, path: str) -> Place:
         """What a mount path (absolute or not, `//` folded or not) means.
@@ -141,22 +143,56 @@ class HandleMap:
         """
         return self._known_place(path)
 
+    def unversioned(self, path: str) -> InModel | None:
+        """The unversioned model that a path would be a file of, if its last name shows it (DESIGN §4.2).
+
+        What `place` says of the same path is the other thing that it may be.
+        """
+        above, _, name = path.strip("/").rpartition("/")
+        shows = above.startswith(_BUCKET_ROOTS) and _BUCKET_FILES.fullmatch(name)
+        if name not in MODEL_FILES and (not shows or is_probed(name)):
+            return None
+        try:
+            place = self.place(above)
+        except RefusedError:
+            return None
+        if isinstance(place, Namespace) and place.handle:
+            return InModel(place.handle, name)
+        return None
+
     def _place(self, path: str) -> Place:
         parts = tuple(part for part in path.split("/") if part)
         if not parts or not parts[0].endswith(":"):
-            return self._below(self.hub, parts, parts)
+            if self._hub_is_kaggle:
+                return kaggle_handle.place((*self._prefix, *parts), self._kaggle_path)
+            return at_hub(self.hub, parts, parts)
         scheme = parts[0][:-1]
-        if scheme not in _DEFAULT_PORTS:
+        if scheme == "kaggle":
+            if len(parts) == 1:
+                return Alias("/".join(self._kaggle_path(kaggle_handle.MODELS)) or ".")
+            return self._at_kaggle((*kaggle_handle.MODELS, *parts[1:]))
+        if scheme not in (*WEB, *BUCKET_SCHEMES):
             raise RefusedError(f"{path}: handles that begin with {scheme}: are not known to hubfs")
         if len(parts) == 1:
             return Namespace(parts, None)
+        if scheme in BUCKET_SCHEMES:
+            self._check_bucket(f"{scheme}://{parts[1]}")
+            return in_bucket(parts)
+        return self._at_host(scheme, parts)
+
+    def _at_host(self, scheme: str, parts: tuple[str, ...]) -> Place:
+        """The place of a mount path `https:/<host>/…`."""
         address = Address.parse(scheme, parts[1])
         rest = parts[2:]
+        if _is_kaggle(address):
+            if not rest and parts != _KAGGLE:
+                return Alias(_KAGGLE[1] if parts[0] == _KAGGLE[0] else "/".join(("..", *_KAGGLE)))
+            return self._at_kaggle(rest)
         if address.same_service(self._address) and rest[: len(self._prefix)] == self._prefix:
             inside = rest[len(self._prefix) :]
             if not inside:
                 return Alias("/".join([".."] * (len(parts) - 1)))
-            return self._below(self.hub, inside, inside)
+            return at_hub(self.hub, inside, inside)
         if not self.allows(address):
             raise RefusedError(
                 f"{parts[1]}: this host is not on the allow-list", hint=f"mount with --allow-host {parts[1]}"
@@ -165,7 +201,31 @@ class HandleMap:
             if not rest:
                 return Alias(address.netloc)
             parts = (parts[0], address.netloc, *rest)
-        return self._below(f"{scheme}://{address.netloc}", rest, parts)
+        return at_hub(f"{scheme}://{address.netloc}", rest, parts)
+
+    def _at_kaggle(self, names: tuple[str, ...]) -> Place:
+        """The place of a path at Kaggle's host, reached by its name."""
+        at_top = self._hub_is_kaggle and kaggle_handle.canonical(names) == self._prefix
+        if at_top and names != kaggle_handle.API_MODELS:
+            # The link lies in a directory of canonical names, whatever way led there.
+            return Alias("/".join([".."] * (len(self._prefix) + 1)))
+        return kaggle_handle.place(names, self._kaggle_path)
+
+    def _kaggle_path(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The mount path of a path at Kaggle's host."""
+        depth = len(self._prefix)
+        if self._hub_is_kaggle and names[:depth] == self._prefix:
+            return names[depth:]
+        return (*_KAGGLE, *names)
+
+    def _check_bucket(self, bucket: str) -> None:
+        if bucket in self._buckets:
+            return
+        if not is_bucket_name(bucket.partition("://")[2]):
+            raise RefusedError(f"{bucket!r}: no bucket has such a name")
+        raise RefusedError(
+            f"{bucket}: this bucket is not on the allow-list", hint=f"mount with --allow-host {bucket}"
+        )
 
     def allows(self, address: Address) -> bool:
         """Whether models may be asked for there."""
@@ -176,30 +236,29 @@ class HandleMap:
     def mount_path(self, handle: str) -> str | None:
         """The one mount path of a handle, `None` if this mount does not show it.
 
-        `http`, a default port, a trailing slash and a `tf-hub-format` query make no difference.
+        `http`, a default port, a trailing slash and a `tf-hub-format` query make no difference, nor does the
+        spelling of a handle of Kaggle's.
         """
         try:
-            split = _split(handle)
+            handle = self._canonical(handle)
         except RefusedError:
-            return None
-        query = [pair for pair in parse_qsl(split.query, True) if pair[0] != "tf-hub-format"]
-        if split.scheme not in _DEFAULT_PORTS or query or split.fragment:
-            return None
-        try:
-            place = self.place(f"{split.scheme}:/{split.netloc}{split.path}")
-        except RefusedError:
-            return None
-        if isinstance(place, InModel):
-            handle = place.handle
-            if place.inner:
-                return None
-        elif isinstance(place, Namespace) and place.handle:
-            handle = place.handle
-        else:
             return None
         if handle.startswith(self.hub + "/"):
             return handle[len(self.hub) + 1 :]
         return handle.replace("://", ":/", 1)
+
+    def _canonical(self, url: str) -> str:
+        """The one handle of the model that a URL names.
+
+        Raises:
+            RefusedError: it names none, or one that this mount does not show.
+        """
+        place = self.place(_path_of(url))
+        if isinstance(place, InModel) and not place.inner:
+            return place.handle
+        if isinstance(place, Namespace) and place.handle:
+            return place.handle
+        raise _no_handle(url)
 
     def handle_at(self, mount_path: str) -> str:
         """The handle whose mount path this is, as `mount_path` gave it."""
@@ -213,33 +272,43 @@ class HandleMap:
         Raises:
             RefusedError: it cannot be a model's handle.
         """
-        text = re.sub(r"^/*(https?):/+", r"\1://", text)
+        text = re.sub(r"^/*(https?|gs|s3|kaggle):/+", r"\1://", text)
         if not re.match(r"[a-z0-9]+:/", text):
             text = f"{self.hub}/{text.strip('/')}"
-        split = _split(text)
-        path = self.mount_path(text)
-        if path is None or not split.netloc:
-            if split.scheme in _DEFAULT_PORTS and split.netloc:
-                self.place(f"{split.scheme}:/{split.netloc}{split.path}")
-            raise RefusedError(
-                f"{text}: this is not a model's handle",
-                hint="give <publisher>/<model>/<version>, a URL of that form, or the URL of a .tar.gz",
-            )
-        return self.handle_at(path)
+        return self._canonical(text)
 
-    def _below(self, base: str, rest: tuple[str, ...], parts: tuple[str, ...]) -> Place:
-        """The place of `rest` at the hub `base`; `parts` is the whole mount path."""
-        if rest and rest[0].endswith(":"):
-            raise RefusedError(f"{'/'.join(parts)}: a handle cannot have a whole handle in it")
-        for index, name in enumerate(rest):
-            if _UNFIT.search(name):
-                raise RefusedError(f"{'/'.join(parts)}: a handle cannot have such a name in it")
-            if (is_archive(name) and not name.startswith(".")) or (index >= 1 and _VERSION.fullmatch(name)):
-                handle = "/".join((base, *rest[: index + 1]))
-                return InModel(handle, "/".join(rest[index + 1 :]))
-            if is_litter(name) or _NO_NAME.fullmatch(name):
-                raise RefusedError(f"{'/'.join(parts)}: {name!r} cannot be a part of a handle")
-        return Namespace(parts, "/".join((base, *rest)) if len(rest) >= 2 else None)
+
+def _is_kaggle(address: Address) -> bool:
+    return any(address.same_service(host) for host in kaggle_handle.HOSTS)
+
+
+def _path_of(url: str) -> str:
+    """The path below a mount point that a URL is, without what makes no difference.
+
+    Raises:
+        RefusedError: it is not a URL that can be a handle.
+    """
+    if kaggle_handle.is_kaggle(url):
+        return kaggle_handle.parse(url).handle
+    scheme, _, rest = url.partition("://")
+    if scheme in BUCKET_SCHEMES:
+        # Not taken apart as a URL: an object's name may have blanks in it.
+        if rest.startswith("/") or "//" in rest.rstrip("/"):
+            raise _no_handle(url)
+        return f"{scheme}:/{rest}"
+    split = _split(url)
+    pairs = [pair for pair in parse_qsl(split.query, True) if pair[0] != "tf-hub-format"]
+    query = "?" + "&".join("=".join(pair) for pair in pairs) if pairs else ""
+    if split.scheme not in WEB or not split.netloc or split.fragment or (query and not is_kind_query(query)):
+        raise _no_handle(url)
+    return f"{split.scheme}:/{split.netloc}{split.path.rstrip('/')}{query}"
+
+
+def _no_handle(text: str) -> RefusedError:
+    return RefusedError(
+        f"{text}: this is not a model's handle",
+        hint="give <publisher>/<model>/<version>, a URL of that form, or the URL of a .tar.gz",
+    )
 
 
 def _split(url: str) -> SplitResult:

@@ -14,6 +14,7 @@ are two servers, so that what is meant for one of them alone is seen to stay the
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import re
 import secrets
@@ -215,7 +216,10 @@ class KaggleServer:
 def make_tar_gz(files: Mapping[str, bytes]) -> bytes:
     """As Kaggle packs them: names without `./`, no directories."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
         for name, body in sorted(files.items()):
             info = tarfile.TarInfo(name)
             info.size = len(body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Generator
 
 from hubfs.errors import DamagedError, StalledError, StoppedError, UnavailableError
 from hubfs.hubs.base import RemoteFile
@@ -32,6 +33,19 @@ class HttpSource:
                     raise StoppedError(f"{handle}: stopped") from error
                 raise UnavailableError(f"{handle}: the connection broke: {error}") from error
             return body
+
+
+    def pieces(
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
+    ) -> Generator[bytes, None, None]:
+        data = self.read(handle, file, start, stop, cancel)
+        if len(data) != stop - start:
+            raise UnavailableError(f"{handle}: the hub sent {len(data)} of {stop - start} bytes")
+        for at in range(0, len(data), piece):
+            yield data[at : at + piece]
+
+    def declared(self, file: RemoteFile) -> RemoteFile:
+        return file
 
 
 class Waiter:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache
 
+from hubfs.cache.listed import lane_of
 from hubfs.transfer.chunks import CHUNK, span
-from hubfs.transfer.fetch import Awaited, Fetcher, Remote, Sink
+from hubfs.transfer.fetch import Awaited, Fetcher, Remote, Sink, policy
 from hubfs.transfer.prefetch import Kind, Policy
 
 if TYPE_CHECKING:
+    from hubfs.config import Settings
     from hubfs.errors import HubfsError
-    from hubfs.hubs.base import RemoteFile, Source
+    from hubfs.hubs.base import Listing, RemoteFile, Source
 
 #: Bytes of a request at most: 8 connections bind a fifth of the default limit.
 LARGEST: Final = 6 << 20
@@ -280,6 +282,54 @@ class MemoryFile(Sink):
 
     def failed(self, error: HubfsError) -> None:
         self._on_failed(error)
+
+
+class Memory:
+    """The blocks of a process and what fills them. Nothing is taken before the first file is opened."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()  # protects the two
+        self._blocks: Blocks | None = None
+        self._fetcher: Fetcher | None = None
+
+    def file(
+        self,
+        listing: Listing,
+        path: str,
+        *,
+        moved: Callable[[bool], None],
+        failed: Callable[[HubfsError], None],
+    ) -> MemoryFile:
+        """A file of a listing, for all who read it.
+
+        Args:
+            moved, failed: as in `Sink`.
+
+        Raises:
+            StoppedError: hubfs is being stopped.
+        """
+        with self._lock:
+            if self._blocks is None or self._fetcher is None:
+                size, chosen = divide(self._settings.memory_limit, policy(self._settings))
+                self._blocks, self._fetcher = Blocks(size), Fetcher(chosen)
+        return MemoryFile(
+            self._blocks, self._fetcher, listing.handle, listing.source, listing.files[path],
+            host=lane_of(listing), moved=moved, failed=failed,
+        )  # fmt: skip
+
+    @property
+    def used(self) -> int:
+        """Bytes of blocks that hold something."""
+        with self._lock:
+            return 0 if self._blocks is None else self._blocks.used
+
+    def close(self) -> None:
+        """Fetch nothing more. Who waits is told so."""
+        with self._lock:
+            fetcher = self._fetcher
+        if fetcher is not None:
+            fetcher.close()
 
 
 def _give_memory_back_at_once() -> None:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Final
 
 from hubfs.cache.arrival import Arrival
+from hubfs.cache.jobs import EntryJobs, expected
+from hubfs.cache.kept import Kept
+from hubfs.cache.listed import Listed
 from hubfs.cache.manifest import DirectoryInfo, FileInfo, Info, Manifest
-from hubfs.cache.state import EntryState, Wait
+from hubfs.cache.readable import Readable, Wait, read_all
 from hubfs.errors import CacheError, NotFoundError, from_os_error
-from hubfs.handles import is_litter
+from hubfs.handles import MODEL_FILES, is_litter
 
 #: Seconds to wait for the end of a rename that is under way.
 RENAME_WAIT: Final = 2.0
+#: Times that opening a file is tried, as versions come and go.
+OPENS: Final = 6
+#: From so many bytes on a file counts as data, whatever its name.
+DATA: Final = 4 << 20
 #: Seconds between two notes of a model's last use.
 USE_INTERVAL: Final = 60.0
 
 
-class Entry(EntryState):
+class Entry(EntryJobs):
     """One handle's version. Safe to use from many threads."""
 
     def ensure_exists(self, wait: Wait) -> None:
@@ -41,7 +47,7 @@ class Entry(EntryState):
                 self._submit(self._store.locators.submit, self._locate)
             return None
 
-        self._until(known, wait)
+        self.until(known, wait)
 
     def lookup(self, inner: str, wait: Wait) -> Info:
         """A file or directory of the version. Starts the transfer if nothing is known of it yet.
@@ -53,13 +59,13 @@ class Entry(EntryState):
         self._settle()
 
         def find() -> Info | None:
-            manifest = self._manifest
+            manifest = self._manifest or self._listed_manifest
             if manifest is not None:
                 return self._in_manifest(manifest, inner)
             if any(is_litter(name) for name in inner.split("/")):
                 # Shell prompts look for such names wherever one goes: no reason to download, nor to wait.
                 raise NotFoundError(f"{self.handle}: {inner} is not asked for")
-            self._ensure_transfer()
+            self._advance()
             arrival = self._arrival
             if arrival is None or arrival.error is not None or not arrival.released():
                 return None
@@ -71,17 +77,18 @@ class Entry(EntryState):
                 return self._shown_early.setdefault(inner, info)
             return None
 
-        return self._until(find, wait)
+        return self.until(find, wait)
 
     def root_info(self) -> DirectoryInfo:
         """The version's own directory, as far as it is known. Starts nothing."""
         with self.changed:
-            if self._manifest is not None:
-                return self._directory_in(self._manifest, "")
+            manifest = self._manifest or self._listed_manifest
+            if manifest is not None:
+                return self._directory_in(manifest, "")
             return self._shown_early.setdefault("", DirectoryInfo(int(time.time()), None))
 
     def manifest(self, wait: Wait) -> Manifest:
-        """The complete manifest, for listings. Starts the transfer if it is not known.
+        """The complete manifest, for listings of directories. An archive is brought in for it.
 
         Raises:
             HubfsError: the version could not be brought in.
@@ -89,11 +96,12 @@ class Entry(EntryState):
         self._settle()
 
         def find() -> Manifest | None:
-            if self._manifest is None:
-                self._ensure_transfer()
-            return self._manifest
+            manifest = self._manifest or self._listed_manifest
+            if manifest is None:
+                self._advance()
+            return manifest
 
-        return self._until(find, wait)
+        return self.until(find, wait)
 
     def directory(self, inner: str, wait: Wait) -> dict[str, Info] | None:
         """What is in one of the version's directories, by name and sorted; `None` if it is not one.
@@ -117,26 +125,45 @@ class Entry(EntryState):
         """
         self._settle()
 
+        filled: list[Listed] = []
+
         def published() -> Path | None:
-            if self._manifest is None:
-                self._ensure_transfer()
-            return self._directory if self._transfer is None else None
+            if self._manifest is not None:
+                return self._directory if self._transfer is None else None
+            self._advance()
+            self._begin_listed()
+            listed = self._listed
+            if isinstance(listed, Kept):
+                if listed not in filled:
+                    filled.append(listed)
+                    listed.fill()
+                elif listed.fill_error is not None:
+                    raise listed.fill_error.with_traceback(None)
+            elif listed is not None:
+                self._take_over(listed)
+            return None
 
-        return self._until(published, wait)
+        return self.until(published, wait)
 
-    def open(self, inner: str, wait: Wait) -> OpenFile:
+    def open(self, inner: str, wait: Wait) -> Readable:
         """Open a file for reading.
 
         Raises:
             HubfsError: there is none, or it could not be brought in.
         """
-        for _ in range(3):
+        for _ in range(OPENS):
             info = self.lookup(inner, wait)
             if not isinstance(info, FileInfo):
                 raise CacheError(f"{self.handle}: {inner} is a directory")
             with self.changed:
                 arrival = None if self._manifest else self._arrival
                 directory = arrival.directory_path if arrival else self._directory
+                listed = self._manifest is None and self._listed_manifest is not None
+            if listed:
+                file = self._open_listed(inner, info, wait)
+                if file is not None:
+                    return file
+                continue
             if directory is None:
                 continue
             try:
@@ -156,6 +183,13 @@ class Entry(EntryState):
             f"{self.handle}: {inner} vanishes from the cache again and again", hint="is it being cleaned?"
         )
 
+    def stored(self, inner: str, info: FileInfo) -> int:
+        """Bytes of a file that are on disk."""
+        with self.changed:
+            if self._manifest is not None or self._listed_manifest is None:
+                return info.size
+            return self._listed.stored(inner) if self._listed else 0
+
     # ---- within
 
     def _in_manifest(self, manifest: Manifest, inner: str) -> Info:
@@ -167,6 +201,67 @@ class Entry(EntryState):
 
     def _directory_in(self, manifest: Manifest, inner: str) -> DirectoryInfo:
         return self._shown_early.get(inner) or manifest.directory(inner)
+
+    def _open_listed(self, inner: str, info: FileInfo, wait: Wait) -> Readable | None:
+        """Open a file that is read by range; `None` if its version is to be had in another way by now."""
+        settings = self._store.settings
+        if settings.verified_only:
+            self.bring_in(wait)
+            return None
+
+        def begun() -> Listed | bool | None:
+            if self._manifest is not None or self._listed_manifest is None:
+                return False
+            self._begin_listed()
+            return self._listed
+
+        listed = self.until(begun, wait)
+        if not isinstance(listed, Listed) or inner not in listed.listing.files:
+            return None
+        with self.changed:
+            self._opened += 1
+            direct = inner in self._tainted
+        file = None
+        try:
+            file = listed.open(inner, direct=direct)
+        except OSError as error:
+            raise from_os_error(error, self.handle, "writing to the cache") from error
+        finally:
+            if file is None:
+                self.note_closed()
+        if file is None:
+            # It is being published, or ends: a moment later it can be opened in another way.
+            self.until(lambda: self._listed is not listed or self._manifest is not None or None, wait)
+            return None
+        if settings.read_ahead and is_data(inner, info.size):
+            listed.fill()
+        self._note_use()
+        return file
+
+    def _take_over(self, listed: Listed) -> None:
+        """Have a version kept in the cache that is only streamed so far. The lock must be held."""
+        if self._beginning:
+            return
+        self._beginning = True
+        self._submit(self._store.carriers.submit, self._keep, listed)
+
+    def _keep(self, streamed: Listed) -> None:
+        try:
+            with self.changed:
+                manifest = self._listed_manifest
+            kept = manifest and self._store.keep_when_free(self, streamed.listing, manifest)
+        except Exception as error:  # noqa: BLE001 - who waits is told, whatever happens
+            with self.changed:
+                self._beginning = False
+                self._fail(expected(error, self.handle))
+            return
+        with self.changed:
+            self._beginning = False
+            if kept:
+                self._listed = kept
+            self._moved()
+        if kept:
+            streamed.retire()
 
     def _recheck(self, directory: Path) -> None:
         """Forget what was known of the directory if it is still the one in use."""
@@ -184,16 +279,15 @@ class Entry(EntryState):
         with self.changed:
             self._opened += 1
             tainted = inner in self._tainted
-        now = time.monotonic()
-        if arrival is None and (now - self._used > USE_INTERVAL or not self._used):
-            self._used = now
-            self._store.note_use(self.key)
+        if arrival is None:
+            self._note_use()
         return OpenFile(self, inner, descriptor, info.size, arrival, direct=tainted)
 
-    def note_closed(self) -> None:
-        """One of the files that `open` gave was closed."""
-        with self.changed:
-            self._opened -= 1
+    def _note_use(self) -> None:
+        now = time.monotonic()
+        if now - self._used > USE_INTERVAL or not self._used:
+            self._used = now
+            self._store.note_use(self.key)
 
     def wait_written(self, file: OpenFile, arrival: Arrival, end: int, wait: Wait) -> bool:
         """Wait until a file has arrived up to `end`.
@@ -213,39 +307,16 @@ class Entry(EntryState):
                 return True
             return None
 
-        return self._until(there, wait)
+        return self.until(there, wait)
 
 
-class Readable(ABC):
-    """Something open for reading.
+def is_data(path: str, size: int) -> bool:
+    """Whether who opens a file is going to want the rest of the version too.
 
-    Attributes:
-        direct: the kernel is to keep no pages of it, nor to use those that it has.
+    What describes a model is read by those who only look at it.
     """
-
-    direct: bool
-
-    @property
-    def backing(self) -> int | None:
-        """A descriptor of a file on disk that has all of the content, if there is one."""
-        return None
-
-    @abstractmethod
-    def read_into(self, buffer: memoryview, offset: int, wait: Wait) -> int:
-        """Fill `buffer` from `offset` on, as far as there is content; returns the bytes read.
-
-        Raises:
-            HubfsError: they cannot be had.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Nobody reads it any more."""
-
-    def read(self, size: int, offset: int, wait: Wait) -> bytes:
-        """The same, for those who have no buffer."""
-        buffer = bytearray(size)
-        return bytes(buffer[: self.read_into(memoryview(buffer), offset, wait)])
+    name = path.rpartition("/")[2]
+    return ".data-" in name or (size >= DATA and name not in MODEL_FILES)
 
 
 class OpenFile(Readable):
@@ -284,12 +355,9 @@ class OpenFile(Readable):
             arrival = self._arrival = None
         while arrival is not None and not self.entry.wait_written(self, arrival, offset + expected, wait):
             arrival = self._begin_again(arrival, wait)
-        done = 0
-        while done < expected:
-            count = os.preadv(self._descriptor, [buffer[done:expected]], offset + done)
-            if not count:
-                raise CacheError(f"{self.entry.handle}: {self.inner} was cut off in the cache directory")
-            done += count
+        done = read_all(self._descriptor, buffer[:expected], offset)
+        if done != expected:
+            raise CacheError(f"{self.entry.handle}: {self.inner} was cut off in the cache directory")
         return done
 
     def close(self) -> None:
@@ -299,7 +367,7 @@ class OpenFile(Readable):
     def _begin_again(self, failed: Arrival, wait: Wait) -> Arrival | None:
         """The attempt failed before anybody was given a byte of this file: go on with the next one."""
         other = self.entry.open(self.inner, wait)
-        if other.size != self.size:
+        if not isinstance(other, OpenFile) or other.size != self.size:
             other.close()
             raise CacheError(f"{self.entry.handle}: {self.inner} has another size now; open it again")
         with self._lock:

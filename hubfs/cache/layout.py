@@ -51,6 +51,10 @@ class Layout:
     def manifest(self, key: str) -> Path:
         return self.root / f"{key}.hubfs.json"
 
+    def partial(self, key: str) -> Path:
+        """A version of which some bytes are there (hubfs.cache.partial)."""
+        return self.root / f"{key}.hubfs.partial"
+
     def last_use(self, key: str) -> Path:
         """An empty file; its modification time is the last use."""
         return self.root / f"{key}.hubfs.used"
@@ -66,6 +70,15 @@ class Layout:
                 return [e.name for e in entries if _KEY.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return []
+
+    def partial_keys(self) -> list[str]:
+        """Keys of which there is a partial version, in no order."""
+        try:
+            with os.scandir(self.root) as entries:
+                names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
+        return [n[:40] for n in names if re.fullmatch(r"[0-9a-f]{40}\.hubfs\.partial", n)]
 
     def create(self, trust: bool) -> None:
         """Make the cache directory, private to its user, if it is missing, and see that it can be trusted.

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -216,19 +216,23 @@ def adopt(directory: Path, handle: str) -> Manifest:
                 raise CacheError(f"{handle}: {path} is neither a file nor a directory")
             status = path.lstat()
             files[(base / name).as_posix()] = FileInfo(status.st_size, int(status.st_mtime))
-    problem = _incomplete(files, directories) or _undeclared_loss(directory, files)
+    problem = incomplete(files, directories) or _undeclared_loss(directory, files)
     if problem:
         raise CacheError(f"{handle}: its directory in the cache ({directory}) {problem}")
     return Manifest(handle, files, directories, int(directory.stat().st_mtime))
 
 
-def _incomplete(files: Mapping[str, FileInfo], directories: Mapping[str, int]) -> str | None:
+def is_model_file(path: str) -> bool:
+    """Whether a file makes the directory it is in a model."""
+    known = {"saved_model.pb", "saved_model.pbtxt", "tfhub_module.pb", "model.json"}
+    return "/" not in path and (path in known or path.endswith((".tflite", ".keras", ".h5", ".safetensors")))
+
+
+def incomplete(files: Mapping[str, FileInfo], directories: Collection[str]) -> str | None:
     """Why these files cannot be a whole model, if that can be seen."""
     if not files:
         return "is empty"
-    top = [path for path in files if "/" not in path]
-    known = {"saved_model.pb", "saved_model.pbtxt", "tfhub_module.pb", "model.json"}
-    if not any(name in known or name.endswith((".tflite", ".keras", ".h5", ".safetensors")) for name in top):
+    if not any(is_model_file(path) for path in files):
         return "has no model in it"
     for name in ("saved_model.pb", "variables/variables.index"):
         if name in files and not files[name].size:

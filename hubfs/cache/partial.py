@@ -12,6 +12,7 @@ machine, the next one goes on with all that the map names, and fetches the rest 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -20,7 +21,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import google_crc32c
 
@@ -29,15 +30,28 @@ from hubfs.errors import CacheError, DamagedError, from_os_error
 from hubfs.hubs.base import Listing, RemoteFile
 from hubfs.transfer.chunks import CHUNK
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+#: Bytes that are read of a file at once to check it.
+_STEP: Final = 4 << 20
 
 
 class BusyError(CacheError):
     """Another process writes to this partial version."""
 
 
+class Summary(NamedTuple):
+    """What a map tells without its listing: whose it is, and how many bytes of its files are there."""
+
+    handle: str
+    there: int
+    files: int
+
+
 class Partial:
-    """The files of a listing in the cache, as far as they are there. Safe to use from many threads."""
+    """The files of a listing in the cache, as far as they are there. Safe to use from many threads.
+
+    A file is made when it is first written to or read, and held open until `release`.
+    """
 
     def __init__(self, directory: Path, listing: Listing) -> None:
         """Go on with what is in `directory`, if that is of the same listing; else begin anew.
@@ -50,13 +64,16 @@ class Partial:
         self.handle = listing.handle
         self._files = dict(listing.files)
         self._identity = _identity(listing)
-        self._lock = threading.Lock()  # protects the four below
-        self._there: dict[str, bytearray] = {path: _bits(file.size) for path, file in self._files.items()}
-        self._stored: dict[str, bytearray] = {path: _bits(file.size) for path, file in self._files.items()}
+        self._lock = threading.Lock()  # protects all below
+        #: Chunks of each file that are on stable storage, as the map has them: a bit each.
+        self._stored: dict[str, bytearray] = {}
+        #: Those that were written since.
         self._unstored: dict[str, set[int]] = {}
         self._verified: set[str] = set()
-        self._flushing = threading.Lock()
+        #: What came with the bytes of each file and the listing does not tell: ETag, MD5, CRC-32C.
+        self._learned: dict[str, tuple[str, str, str]] = {}
         self._descriptors: dict[str, int] = {}
+        self._flushing = threading.Lock()
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
             self._guard = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -72,22 +89,26 @@ class Partial:
     def files_directory(self) -> Path:
         return self.directory / "files"
 
-    def missing(self, path: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Ranges of a file in whole chunks, in order, that `start` to `stop` needs and that are not there."""
-        size = self._files[path].size
+    def file(self, path: str) -> RemoteFile:
+        """The listing's file, with the ETag and checksums that its chunks here came with."""
         with self._lock:
-            there = bytes(self._there[path])
-        begin: int | None = None
-        first, last = start // CHUNK, -(-min(stop, size) // CHUNK)
-        for number in range(first, last):
-            if _has(there, number):
-                if begin is not None:
-                    yield begin * CHUNK, number * CHUNK
-                    begin = None
-            elif begin is None:
-                begin = number
-        if begin is not None:
-            yield begin * CHUNK, min(last * CHUNK, size)
+            learned = self._learned.get(path)
+        file = self._files[path]
+        if learned is None:
+            return file
+        etag, md5, crc32c = learned
+        return dataclasses.replace(
+            file,
+            etag=file.etag or etag or None,
+            md5=file.md5 or bytes.fromhex(md5) or None,
+            crc32c=file.crc32c or bytes.fromhex(crc32c) or None,
+        )
+
+    def present(self, path: str) -> list[int]:
+        """Numbers of the chunks of a file that are there."""
+        with self._lock:
+            bits, fresh = self._stored.get(path, b""), set(self._unstored.get(path, ()))
+            return sorted({n for n in range(8 * len(bits)) if _has(bits, n)} | fresh)
 
     def write(self, path: str, start: int, data: bytes | memoryview) -> None:
         """Whole chunks of a file have come.
@@ -99,25 +120,27 @@ class Partial:
         stop = start + len(view)
         if start % CHUNK or (stop % CHUNK and stop != size):
             raise ValueError(f"{path}: {start} to {stop} are not whole chunks")
-        at = start
+        descriptor, at = self._descriptor(path), start
         while view:
-            count = os.pwrite(self._descriptors[path], view, at)
+            count = os.pwrite(descriptor, view, at)
             at, view = at + count, view[count:]
-        numbers = range(start // CHUNK, -(-stop // CHUNK))
         with self._lock:
-            for number in numbers:
-                _set(self._there[path], number)
-            self._unstored.setdefault(path, set()).update(numbers)
+            self._unstored.setdefault(path, set()).update(range(start // CHUNK, -(-stop // CHUNK)))
 
-    def read_into(self, path: str, buffer: memoryview, offset: int) -> int:
-        """Bytes that are there; the caller has seen to that with `missing`."""
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self._descriptors[path], [buffer[done:]], offset + done)
-            if not count:
-                break
-            done += count
-        return done
+    def reader(self, path: str) -> int:
+        """A descriptor of its own for somebody who reads a file; what is there of it is for others to know.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self._descriptor(path)
+        return os.open(self.files_directory / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def remember(self, path: str, file: RemoteFile) -> None:
+        """What came with a file's bytes."""
+        learned = (file.etag or "", (file.md5 or b"").hex(), (file.crc32c or b"").hex())
+        with self._lock:
+            self._learned[path] = learned
 
     def flush(self) -> None:
         """Bring what was written to stable storage, and then note in the map that it is there.
@@ -130,15 +153,17 @@ class Partial:
                 fresh, self._unstored = self._unstored, {}
             try:
                 for path in fresh:
-                    os.fdatasync(self._descriptors[path])
+                    os.fdatasync(self._descriptor(path))
             except OSError:
                 with self._lock:
                     for path, numbers in fresh.items():
                         self._unstored.setdefault(path, set()).update(numbers)
                 raise
-            for path, numbers in fresh.items():
-                for number in numbers:
-                    _set(self._stored[path], number)
+            with self._lock:
+                for path, numbers in fresh.items():
+                    bits = self._stored.setdefault(path, _bits(self._files[path].size))
+                    for number in numbers:
+                        _set(bits, number)
             if fresh:
                 self._save()
 
@@ -147,91 +172,167 @@ class Partial:
         with self._lock:
             return CHUNK * sum(map(len, self._unstored.values()))
 
-    def is_complete(self, path: str | None = None) -> bool:
-        """Whether all of a file is there; without `path`, of every file, and all were checked."""
-        if path is None:
-            with self._lock:
-                return len(self._verified) == len(self._files)
-        return next(self.missing(path, 0, self._files[path].size), None) is None
+    def release(self, path: str) -> None:
+        """Close a file for now. Call it when nobody writes to it.
 
-    def verify(self, path: str) -> None:
-        """Compare a file that is complete with the checksum of the listing.
+        Raises:
+            OSError: what was written to it could not be brought to stable storage.
+        """
+        with self._lock:
+            unstored = path in self._unstored
+        if unstored:
+            self.flush()
+        with self._lock:
+            descriptor = self._descriptors.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def is_complete(self) -> bool:
+        """Whether every file was checked."""
+        with self._lock:
+            return len(self._verified) == len(self._files)
+
+    def is_verified(self, path: str) -> bool:
+        """Whether a file was checked as a whole."""
+        with self._lock:
+            return path in self._verified
+
+    @property
+    def verified_size(self) -> int:
+        """Bytes of the files that were checked."""
+        with self._lock:
+            return sum(self._files[path].size for path in self._verified)
+
+    def verify(self, path: str, file: RemoteFile) -> Iterator[None]:
+        """Compare a file that is all there with its checksum, a step at a time.
+
+        Args:
+            file: with the checksums that are known of it by now.
 
         Raises:
             DamagedError: it differs. All of the file counts as missing again.
+            OSError: it cannot be read.
         """
-        if _matches(self._descriptors[path], self._files[path]):
+        digest = _Digest(file)
+        for offset in range(0, file.size if digest.wanted else 0, _STEP):
+            digest.update(os.pread(self._descriptor(path), _STEP, offset))
+            yield
+        # An empty file has come without anybody writing it.
+        self._descriptor(path)
+        if digest.matches():
             with self._lock:
                 self._verified.add(path)
             return
-        with self._flushing, self._lock:
-            self._there[path] = _bits(self._files[path].size)
-            self._stored[path] = _bits(self._files[path].size)
-            self._unstored.pop(path, None)
+        with self._flushing:
+            with self._lock:
+                self._stored.pop(path, None)
+                self._unstored.pop(path, None)
+                self._learned.pop(path, None)
             self._save()
         raise DamagedError(f"{self.handle}: the checksum of {path} is not the one that the hub gave")
 
     def close(self) -> None:
         """Let others write here. What is not flushed is fetched again."""
-        for descriptor in self._descriptors.values():
+        with self._lock:
+            descriptors, self._descriptors = self._descriptors, {}
+            guard, self._guard = self._guard, -1
+        for descriptor in descriptors.values():
             os.close(descriptor)
-        self._descriptors = {}
-        if self._guard >= 0:
-            os.close(self._guard)
-            self._guard = -1
+        if guard >= 0:
+            os.close(guard)
+
+    def discard(self) -> None:
+        """Remove all that is left here, while nobody else may write here, and close it."""
+        # The lock goes last: whoever opens a new one then finds nothing of this.
+        for name in ("map", "files"):
+            path = self.directory / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.close()
 
     # ---- within
 
     def _begin(self) -> None:
         try:
             fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"{self.handle}: another process is bringing it in") from error
-        known = self._load() or {}
-        for path, bits in known.items():
-            self._there[path] = bytearray(bits)
-            self._stored[path] = bytearray(bits)
+            # Its last owner may have removed it meanwhile, and then another one is the lock.
+            same = os.path.samestat(os.fstat(self._guard), (self.directory / "lock").stat())
+        except (BlockingIOError, FileNotFoundError):
+            same = False
+        if not same:
+            raise BusyError(f"{self.handle}: another process is bringing it in")
+        known = self._load()
+        if known is not None:
+            self._stored, self._learned = known
         try:
             # First of all: a map must never speak for files that are made anew.
             self._save()
             self._sync_map()
-            if not known:
+            if not self._stored:
                 shutil.rmtree(self.files_directory, ignore_errors=True)
-            for path, file in self._files.items():
-                self._open(path, file.size)
+            self.files_directory.mkdir(mode=0o755, exist_ok=True)
         except OSError as error:
             raise from_os_error(error, self.handle, "making room for it in the cache") from error
 
-    def _open(self, path: str, size: int) -> None:
-        place = self.files_directory / path
-        place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = self._descriptors[path] = os.open(place, flags, 0o644)
-        if os.fstat(descriptor).st_size != size:
-            os.ftruncate(descriptor, size)
+    def _descriptor(self, path: str) -> int:
+        """Of a file, which is made if it is not there yet."""
+        with self._lock:
+            if path in self._descriptors:
+                return self._descriptors[path]
+            if self._guard < 0:
+                raise CacheError(f"{self.handle}: {path} is not being brought in any more")
+            place = self.files_directory / path
+            place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(place, flags, 0o644)
+            try:
+                if os.fstat(descriptor).st_size != self._files[path].size:
+                    os.ftruncate(descriptor, self._files[path].size)
+            except OSError:
+                os.close(descriptor)
+                raise
+            self._descriptors[path] = descriptor
+            return descriptor
 
-    def _load(self) -> Mapping[str, bytes] | None:
-        """The chunks that the map names; `None` if it cannot be used, or is of another listing."""
+    def _load(self) -> tuple[dict[str, bytearray], dict[str, tuple[str, str, str]]] | None:
+        """The chunks and what was learned; `None` if the map is of no use, or of another listing."""
         try:
-            found = json.loads((self.directory / "map").read_text(encoding="utf8"))
-            if found["format"] != _FORMAT or found["identity"] != self._identity:
+            found = _read_map(self.directory)
+            if found["identity"] != self._identity:
                 return None
-            known = {path: base64.b64decode(bits) for path, bits in found["chunks"].items()}
-            whole = known.keys() == self._files.keys()
-            if not whole or any(len(bits) != len(self._there[path]) for path, bits in known.items()):
-                return None
-            # A file that was removed or cut since has none of its chunks.
-            for path, file in self._files.items():
+            known = {path: bytearray(base64.b64decode(bits)) for path, bits in found["chunks"].items()}
+            learned: dict[str, tuple[str, str, str]] = {}
+            for path, (etag, md5, crc32c) in found["learned"].items():
+                learned[path] = str(etag), bytes.fromhex(md5).hex(), bytes.fromhex(crc32c).hex()
+            for path, bits in list(known.items()):
+                size = self._files[path].size
+                if len(bits) != len(_bits(size)):
+                    return None
+                # A file that was removed or cut since has none of its chunks.
                 place = self.files_directory / path
-                if not place.is_file() or place.lstat().st_size != file.size:
-                    known[path] = bytes(len(known[path]))
-            return known
+                if not place.is_file() or place.lstat().st_size != size:
+                    del known[path]
+            return known, learned
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def _save(self) -> None:
-        chunks = {path: base64.b64encode(bits).decode() for path, bits in self._stored.items()}
-        text = json.dumps({"format": _FORMAT, "identity": self._identity, "chunks": chunks})
+        with self._lock:
+            chunks = {path: base64.b64encode(bits).decode() for path, bits in self._stored.items()}
+            learned = dict(self._learned)
+        text = json.dumps(
+            {
+                "format": _FORMAT,
+                "handle": self.handle,
+                "identity": self._identity,
+                "files": len(self._files),
+                "learned": learned,
+                "chunks": chunks,
+            }
+        )
         write_atomically(self.directory / "map", text)
 
     def _sync_map(self) -> None:
@@ -243,6 +344,24 @@ class Partial:
                 os.close(descriptor)
 
 
+def summary(directory: Path) -> Summary | None:
+    """What the map in a partial version's directory tells; `None` if there is none that makes sense."""
+    try:
+        found = _read_map(directory)
+        chunks = [base64.b64decode(bits) for bits in found["chunks"].values()]
+        there = CHUNK * sum(byte.bit_count() for bits in chunks for byte in bits)
+        return Summary(str(found["handle"]), there, int(found["files"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _read_map(directory: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads((directory / "map").read_text(encoding="utf8"))
+    if found["format"] != _FORMAT:
+        raise ValueError("a map of another format")
+    return found
+
+
 def _identity(listing: Listing) -> str:
     """What must be the same for chunks to be of the same version."""
     rows = [
@@ -252,19 +371,19 @@ def _identity(listing: Listing) -> str:
     return hashlib.sha256(json.dumps([listing.handle, rows]).encode()).hexdigest()
 
 
-def _matches(descriptor: int, file: RemoteFile) -> bool:
-    """Whether a file has the checksums of its listing; true if there are none."""
-    crc32c: Any = google_crc32c.Checksum() if file.crc32c else None
-    md5 = hashlib.md5(usedforsecurity=False) if file.md5 and crc32c is None else None
-    for offset in range(0, file.size if crc32c or md5 else 0, CHUNK):
-        part = os.pread(descriptor, CHUNK, offset)
-        if crc32c is not None:
-            crc32c.update(part)
-        elif md5 is not None:
-            md5.update(part)
-    if crc32c is not None:
-        return bool(crc32c.digest() == file.crc32c)
-    return md5 is None or md5.digest() == file.md5
+class _Digest:
+    """The checksum of a file: the CRC-32C if there is one to compare with, else the MD5, else none."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self.wanted = file.crc32c or file.md5
+        md5 = file.md5 if file.crc32c is None else None
+        self._sum: Any = hashlib.md5(usedforsecurity=False) if md5 else google_crc32c.Checksum()
+
+    def update(self, part: bytes) -> None:
+        self._sum.update(part)
+
+    def matches(self) -> bool:
+        return self.wanted is None or bool(self._sum.digest() == self.wanted)
 
 
 def _bits(size: int) -> bytearray:

@@ -1,9 +1,8 @@
-"""What is known of one version, who waits for more, and the jobs that find it and bring it in."""
+"""What is known of one version, and who waits for more."""
 
 from __future__ import annotations
 
 import enum
-import errno
 import logging
 import threading
 import time
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from hubfs.cache.arrival import Arrival
+from hubfs.cache.listed import Listed
 from hubfs.cache.manifest import DirectoryInfo, Manifest
+from hubfs.cache.readable import Wait
 from hubfs.cache.transfer import Transfer
 from hubfs.errors import (
     ChangedError,
@@ -23,31 +24,21 @@ from hubfs.errors import (
     OfflineError,
     StalledError,
     StoppedError,
-    from_os_error,
 )
+from hubfs.handles import version_of
 
 if TYPE_CHECKING:
     from hubfs.cache.store import Store
-    from hubfs.hubs.base import Archive
+    from hubfs.hubs.base import Origin
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+#: Seconds for what has come of a version to reach the disk, when hubfs is stopped.
+END_TIMEOUT: Final = 20.0
+_BUCKETS: Final = ("gs://", "s3://")
 #: Seconds between two looks at whether a waiting reader was interrupted.
 POLL: Final = 0.05
-
-
-@dataclass(frozen=True)
-class Wait:
-    """How long somebody waits.
-
-    Attributes:
-        timeout: seconds without any progress after which the wait ends.
-        interrupted: tells that the one who waits was signalled.
-    """
-
-    timeout: float
-    interrupted: Callable[[], bool] = lambda: False
 
 
 class State(str, enum.Enum):
@@ -56,6 +47,7 @@ class State(str, enum.Enum):
     ABSENT = "absent"
     LOCATED = "located"
     TRANSFERRING = "transferring"
+    PARTIAL = "partial"
     COMPLETE = "complete"
     FAILED = "failed"
 
@@ -75,7 +67,10 @@ class Snapshot:
 
 
 class EntryState:
-    """One version's state. Safe to use from many threads; `Entry` adds what readers do with it."""
+    """One version's state. Safe to use from many threads.
+
+    `EntryJobs` adds what finds it and brings it in, `Entry` what readers do with it.
+    """
 
     def __init__(self, handle: str, key: str, store: Store) -> None:
         self.handle = handle
@@ -85,7 +80,11 @@ class EntryState:
         self.changed = threading.Condition(threading.Lock())
         self._manifest: Manifest | None = None
         self._directory: Path | None = None
-        self._origin: Archive | None = None
+        self._origin: Origin | None = None
+        #: What a listing says, from the moment that it is the origin.
+        self._listed_manifest: Manifest | None = None
+        self._listed: Listed | None = None
+        self._beginning = False
         self._arrival: Arrival | None = None
         self._transfer: Transfer | None = None
         self._locating = False
@@ -109,51 +108,72 @@ class EntryState:
         with self.changed:
             return self._manifest
 
+    def known_manifest(self) -> Manifest | None:
+        """The manifest if it is known, be the version in the cache or not. Starts nothing."""
+        self._settle()
+        with self.changed:
+            return self._manifest or self._listed_manifest
+
     def is_under_way(self) -> bool:
         """Whether its bytes are here or coming."""
         with self.changed:
-            return self._manifest is not None or self._transfer is not None
+            return bool(self._manifest or self._transfer or self._listed_manifest)
 
     def snapshot(self) -> Snapshot:
         """For status and extended attributes."""
         with self.changed:
-            arrival = self._arrival
+            arrival, listed, listing = self._arrival, self._listed, self._listed_manifest
             failed = self._error if time.monotonic() < self._error_until else None
-            if self._manifest is not None:
-                state = State.COMPLETE
-            elif self._transfer is not None:
-                state = State.TRANSFERRING
-            elif failed is not None:
-                state = State.FAILED
-            else:
-                state = State.LOCATED if self._origin else State.ABSENT
+            received = arrival.received if arrival else 0
+            total = arrival.total if arrival else None
+            if listed is not None and listing is not None:
+                received, total = listed.received, listing.size
             return Snapshot(
                 self.handle,
-                state.value,
-                arrival.received if arrival else 0,
-                arrival.total if arrival else None,
-                arrival.written if arrival else 0,
+                self._state(failed).value,
+                received,
+                total,
+                arrival.written if arrival else received,
                 arrival.rate() if arrival else 0.0,
                 self._waiting,
                 failed,
             )
+
+    def _state(self, failed: HubfsError | None) -> State:
+        if self._manifest is not None:
+            return State.COMPLETE
+        if self._transfer is not None or (self._listed is not None and self._listed.is_filling):
+            return State.TRANSFERRING
+        if self._listed is not None and self._listed.received:
+            return State.PARTIAL
+        if failed is not None:
+            return State.FAILED
+        return State.LOCATED if self._origin else State.ABSENT
 
     @property
     def is_idle(self) -> bool:
         """Whether the entry may be forgotten: nothing runs, waits or is open."""
         with self.changed:
             busy = self._transfer or self._locating or self._waiting or self._opened or self._tainted
+            busy = busy or self._beginning or (self._listed is not None and self._listed.is_filling)
+            # By what is known of an unversioned model, paths in it are told from models.
+            busy = busy or (self._listed_manifest is not None and version_of(self.handle) is None)
             return not busy and time.monotonic() >= self._error_until
 
     def stop(self) -> None:
-        """End the running transfer, if there is one."""
+        """End what runs for it."""
         with self.changed:
-            transfer = self._transfer
+            transfer, listed = self._transfer, self._listed
             self.changed.notify_all()
         if transfer is not None:
             transfer.stop()
+        if listed is not None:
+            listed.close()
 
-    # ---- what the transfer tells (hubfs.cache.transfer.Outcome)
+    def wait_ended(self) -> None:
+        """Wait until nothing of it runs any more, after `stop`."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self._listed and not self._beginning, END_TIMEOUT)
 
     def find_on_disk(self) -> Manifest | None:
         found = self._store.find_on_disk(self)
@@ -165,36 +185,13 @@ class EntryState:
         self._store.index.add(directory.name, self.handle)
         return manifest
 
-    def arriving(self, arrival: Arrival) -> None:
-        with self.changed:
-            self._retire_arrival()
-            self._arrival = arrival
-            self._moved()
-
-    def arrived(self, manifest: Manifest, directory: Path) -> None:
-        self._check_unchanged(manifest)
-        self._become_complete(manifest, directory)
-
-    def published(self, directory: Path) -> None:
-        with self.changed:
-            self._directory = directory
-            self._moved()
-        self._store.note_use(self.key)
-        self._store.index.add(self.key, self.handle)
-
-    def waiting(self, grown: int) -> None:
-        with self.changed:
-            if grown != self._grown_elsewhere:
-                self._grown_elsewhere = grown
-                self._moved()
-
-    # ---- waiting and jobs, for Entry
+    # ---- within, for those who build on this
 
     def _settle(self) -> None:
         """See whether the version is in the cache, if that is not known yet."""
         self.touched = time.monotonic()
         with self.changed:
-            if self._manifest is not None or self._transfer is not None:
+            if self._manifest or self._transfer or self._listed:
                 return
             if time.monotonic() < self._error_until and isinstance(self._error, ChangedError):
                 return
@@ -207,8 +204,12 @@ class EntryState:
             with self.changed:
                 self._fail(error)
 
-    def _until(self, ready: Callable[[], T | None], wait: Wait) -> T:
-        """Call `ready` (under the lock) until it gives something."""
+    def until(self, ready: Callable[[], T | None], wait: Wait) -> T:
+        """Call `ready` (under the lock) until it gives something.
+
+        Raises:
+            HubfsError: what `ready` raises, or why the wait ended.
+        """
         with self.changed:
             self._waiting += 1
             try:
@@ -238,77 +239,6 @@ class EntryState:
             # One instance is raised in many threads: without this it would collect all their frames.
             raise self._error.with_traceback(None)
 
-    def _ensure_transfer(self) -> None:
-        if self._transfer is not None or self._locating:
-            return
-        self._raise_failure()
-        if self._store.closed:
-            raise StoppedError(f"{self.handle}: hubfs is being stopped")
-        store = self._store
-        transfer = Transfer(self.handle, self.key, store.layout, store.net, store.settings, self)
-        self._transfer = transfer
-        store.note_running(self, True)
-        self._submit(store.carriers.submit, self._run_transfer, transfer)
-
-    def _submit(self, submit: Callable[..., object], function: Callable[..., None], *args: object) -> None:
-        self._error = None
-        try:
-            submit(function, *args)
-        except RuntimeError as error:
-            # The pool was shut down since `closed` was looked at.
-            self._locating = False
-            self._end_transfer()
-            raise StoppedError(f"{self.handle}: hubfs is being stopped") from error
-
-    def _locate(self) -> None:
-        try:
-            origin = self._store.locate(self.handle)
-        except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
-            with self.changed:
-                self._locating = False
-                self._fail(_expected(error, self.handle))
-            return
-        with self.changed:
-            self._locating = False
-            self._origin = origin
-            self._moved()
-
-    def _run_transfer(self, transfer: Transfer) -> None:
-        try:
-            transfer.run(self._known_origin)
-        except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
-            failure = _expected(error, self.handle)
-            with self.changed:
-                self._end_transfer()
-                self._manifest = self._directory = None
-                self._origin = None if isinstance(failure, NotFoundError) else self._origin
-                self._fail(failure)
-            return
-        with self.changed:
-            self._end_transfer()
-            self._moved()
-
-    def _end_transfer(self) -> None:
-        self._retire_arrival()
-        self._transfer = self._arrival = None
-        self._store.note_running(self, False)
-
-    def _retire_arrival(self) -> None:
-        """Remember which files the attempt before this one has spoilt in the kernel's page cache."""
-        arrival = self._arrival
-        if arrival is not None and arrival.error is not None:
-            self._tainted.update(path for path, file in arrival.files.items() if file.delivered)
-
-    def _known_origin(self) -> Archive:
-        with self.changed:
-            origin = self._origin
-        if origin is None:
-            origin = self._store.locate(self.handle)
-            with self.changed:
-                self._origin = origin
-                self._moved()
-        return origin
-
     def _fail(self, error: HubfsError) -> None:
         self._error = error
         self._error_until = time.monotonic() + error.remember
@@ -323,10 +253,16 @@ class EntryState:
             if self._arrival is not None:
                 self._arrival.verified = True
             self._manifest, self._directory, self._error = manifest, directory, None
+            self._listed_manifest = None
             self._moved()
 
     def _check_unchanged(self, manifest: Manifest) -> None:
-        """An unversioned handle keeps its meaning while it is mounted: kernel caches hold its bytes."""
+        """An unversioned handle keeps its meaning while it is mounted: kernel caches hold its bytes.
+
+        A directory of a bucket has no versions, so it may change; whoever has it open is told.
+        """
+        if self.handle.startswith(_BUCKETS):
+            return
         first = self._store.first_served(self.handle, manifest)
         if not first.same_content(manifest):
             raise ChangedError(
@@ -337,15 +273,3 @@ class EntryState:
     def _moved(self) -> None:
         self._progress += 1
         self.changed.notify_all()
-
-
-def _expected(error: Exception, handle: str) -> HubfsError:
-    """The error for readers; a bug is logged with its traceback."""
-    if isinstance(error, HubfsError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        return from_os_error(error, handle, "writing to the cache")
-    log.error("%s: internal error", handle, exc_info=error)
-    return HubfsError(
-        f"{handle}: internal error: {error!r}", hint="this is a bug in hubfs; the log has details"
-    )

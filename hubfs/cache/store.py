@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +17,34 @@ from typing import Any, Final
 
 from cachetools import LRUCache
 
+from hubfs.cache.blocks import Memory
 from hubfs.cache.entry import Entry
 from hubfs.cache.index import Index
-from hubfs.cache.layout import Layout, LockWatch, is_present, leftovers, locked_keys, read_descriptor, remove
+from hubfs.cache.jobs import EntryJobs
+from hubfs.cache.kept import Kept
+from hubfs.cache.landing import LOCK_POLL
+from hubfs.cache.layout import Layout, LockWatch, is_present, leftovers, locked_keys, remove
+from hubfs.cache.listed import Listed
 from hubfs.cache.manifest import Manifest, read_or_adopt
-from hubfs.cache.state import EntryState, State
+from hubfs.cache.partial import BusyError
+from hubfs.cache.state import EntryState
+from hubfs.cache.streamed import Streamed
 from hubfs.config import LoadFormat, Settings
-from hubfs.errors import CacheError, HubfsError, OfflineError, RefusedError, UnavailableError
+from hubfs.errors import (
+    CacheError,
+    HubfsError,
+    OfflineError,
+    ReadOnlyCacheError,
+    RefusedError,
+    StoppedError,
+    UnavailableError,
+)
 from hubfs.handles import HandleMap, cache_key, version_of
-from hubfs.hubs.archive_url import ArchiveUrl
-from hubfs.hubs.base import Archive, Hub
+from hubfs.hubs.base import Hub, Listing, Origin
 from hubfs.hubs.bucket import Buckets
-from hubfs.hubs.tfhub import TfHub
+from hubfs.hubs.known import hubs
 from hubfs.net import Net
+from hubfs.transfer.fetch import Fetcher, policy
 
 log = logging.getLogger(__name__)
 
@@ -40,27 +55,6 @@ LOCATORS: Final = 32
 IDLE_ENTRIES: Final = 512
 #: Failures that status remembers.
 FAILURES: Final = 50
-
-
-@dataclass(frozen=True)
-class Model:
-    """A version in the cache.
-
-    Attributes:
-        handle: `None` if the cache does not say (its descriptor is missing).
-        state: `complete`, `damaged`, `empty`, `transferring`.
-        size: bytes; of what is there.
-        last_used: epoch seconds.
-    """
-
-    handle: str | None
-    key: str
-    path: str
-    state: str
-    version: str | None
-    size: int
-    files: int
-    last_used: float | None
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,16 @@ class Failure:
 class Store:
     """The backing cache. Safe to use from many threads; `close` ends what it started."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, keep: bool = False) -> None:
+        """
+        Args:
+            keep: files are kept in the cache even if the load format is `UNCOMPRESSED`.
+        """
         self.settings = settings
+        self.memory = Memory(settings)
+        #: Called with a handle and what its files were when these have changed at the hub.
+        self.on_outdated: Callable[[str, Manifest], None] = lambda handle, manifest: None
+        self._keeps = keep or settings.load_format is not LoadFormat.UNCOMPRESSED
         self.layout = Layout(Path(settings.cache_dir))
         self.handles = HandleMap(settings.hub, settings.allow_hosts)
         self.net = Net(settings)
@@ -86,12 +88,13 @@ class Store:
         self.closed = False
         self.started = time.time()
         self._buckets = Buckets(self.net, settings)
-        self._hubs: list[Hub] = [ArchiveUrl(self.net), TfHub(self.net, self._buckets)]
+        self._hubs = hubs(self.net, settings, self._buckets)
         self._stopping = threading.Event()
-        self._lock = threading.Lock()  # protects the three below
+        self._lock = threading.Lock()  # protects the four below
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._first_served: dict[str, Manifest] = {}
         self._next_forgetting = 0.0
+        self._fetcher: Fetcher | None = None
         # Entries report while they hold their own lock, hence not the lock above. Protects the two below.
         self._reports_lock = threading.Lock()
         self._running: dict[str, EntryState] = {}
@@ -127,8 +130,20 @@ class Store:
             return self.entry(handle)
         return known
 
-    def locate(self, handle: str) -> Archive:
-        """Ask the hub where a version is, trying again where that can help.
+    def locates_first(self, handle: str, key: str) -> bool:
+        """Whether to ask where a version is before its lock is taken.
+
+        Not where it is going to be an archive, so that who waits for another process's download asks nobody.
+        """
+        if self.settings.load_format is LoadFormat.AUTO and not self.settings.shared_cache:
+            return not self.layout.lock(key).exists()
+        return self.settings.load_format is not LoadFormat.COMPRESSED or bool(self.settings.shared_cache)
+
+    def locate(self, handle: str, key: str, waiting: Callable[[int], None]) -> Origin:
+        """Ask where a version is: the shared cache, the hub.
+
+        Args:
+            waiting: told a number that changes while another machine brings it in.
 
         Raises:
             HubfsError: there is none, or no answer.
@@ -140,19 +155,62 @@ class Store:
             raise OfflineError(
                 f"{handle}: not cached, and hubfs is offline", hint="leave --offline away to download it"
             )
+        return self._ask(hub, handle)
+
+    def _ask(self, hub: Hub, handle: str) -> Origin:
+        """Ask a hub, trying again where that can help."""
         attempt = 0
         while True:
             try:
-                # Entries know archives only so far.
-                origin = hub.locate(handle, LoadFormat.COMPRESSED)
-                assert isinstance(origin, Archive)
-                return origin
+                return hub.locate(handle, self.settings.load_format)
             except UnavailableError as error:
                 attempt += 1
                 if attempt > self.settings.retries:
                     raise
                 log.info("%s; trying again", error)
                 self.net.pause(attempt, error, self._stopping)
+
+    def make_listed(self, entry: EntryJobs, listing: Listing, manifest: Manifest) -> Listed:
+        """What reads the files of a listing for an entry.
+
+        Raises:
+            HubfsError: the cache cannot be used.
+        """
+        if self._keeps:
+            try:
+                return self._keep(entry, listing, manifest)
+            except (BusyError, ReadOnlyCacheError) as error:
+                log.info("%s; it is read without being kept", error.message)
+        return Streamed(listing, self.memory, entry)
+
+    def keep_when_free(self, entry: EntryJobs, listing: Listing, manifest: Manifest) -> Kept | None:
+        """Wait for another process that brings a version in; `None` if that has published it.
+
+        Raises:
+            HubfsError: the cache cannot be used, or hubfs is being stopped.
+        """
+        place = self.layout.partial(entry.key) / "map"
+        while entry.find_on_disk() is None:
+            try:
+                return self._keep(entry, listing, manifest)
+            except BusyError as error:
+                with contextlib.suppress(OSError):
+                    entry.waiting(place.stat().st_mtime_ns)
+                if self._stopping.wait(LOCK_POLL):
+                    raise StoppedError(f"{entry.handle}: hubfs is being stopped") from error
+        return None
+
+    def _keep(self, entry: EntryJobs, listing: Listing, manifest: Manifest) -> Kept:
+        self.layout.create(self.settings.trust_cache_dir)
+        with self._lock:
+            if self._fetcher is None:
+                self._fetcher = Fetcher(policy(self.settings))
+            fetcher = self._fetcher
+        return Kept(listing, manifest, entry.key, self.layout, fetcher, self.settings, entry)
+
+    def outdated(self, handle: str, manifest: Manifest) -> None:
+        """A version's files have changed at the hub."""
+        self.on_outdated(handle, manifest)
 
     def find_on_disk(self, entry: EntryState) -> tuple[Manifest, Path] | None:
         """The version in the cache directory, if it is there and whole."""
@@ -180,6 +238,20 @@ class Store:
         """Entries whose bytes are on their way."""
         with self._reports_lock:
             return list(self._running.values())
+
+    def known_handles(self) -> list[str]:
+        """Those whose bytes are on their way, or whose files are known without being in the cache."""
+        with self._reports_lock:
+            known = dict.fromkeys(self._running)
+        for entry in self.entries():
+            if entry.is_under_way():
+                known[entry.handle] = None
+        return list(known)
+
+    def note_published(self, entry: EntryState) -> None:
+        """A version is in the cache now."""
+        self.note_use(entry.key)
+        self.index.add(entry.key, entry.handle)
 
     def note_failure(self, handle: str, error: HubfsError) -> None:
         with self._reports_lock:
@@ -213,18 +285,6 @@ class Store:
         for path in leftovers(self.layout):
             log.info("removing a leftover of a dead process: %s", path)
             remove(path)
-
-    def models(self) -> Iterator[Model]:
-        """Every version in the cache directory, for `hubfs ls`. Sends no request."""
-        locked = set(locked_keys(self.layout))
-        present = self.layout.keys()
-        for key in sorted({*present, *locked}):
-            handle = read_descriptor(self.layout.descriptor(key))
-            if key in present:
-                yield self._model(key, handle)
-            else:
-                yield Model(handle, key, str(self.layout.model(key)), State.TRANSFERRING.value,
-                            version_of(handle or ""), 0, 0, None)  # fmt: skip
 
     def status(self) -> dict[str, Any]:
         """The parts of status.json that are about the cache."""
@@ -267,6 +327,7 @@ class Store:
         self._stopping.set()
         self.net.shut_down()
         self._buckets.shut_down()
+        self.memory.close()
         for entry in self.entries():
             entry.stop()
 
@@ -275,6 +336,10 @@ class Store:
         self.begin_close()
         self.locators.shutdown(wait=True, cancel_futures=True)
         self.carriers.shutdown(wait=True, cancel_futures=True)
+        for entry in self.entries():
+            entry.wait_ended()
+        if self._fetcher is not None:
+            self._fetcher.close()
         self._buckets.close()
         self.net.close()
 
@@ -304,7 +369,7 @@ class Store:
         limit = time.monotonic() - 1
         idle = [h for h, e in self._entries.items() if e.touched < limit and e.is_idle]
         for handle in idle[: max(0, len(self._entries) - IDLE_ENTRIES * 3 // 4)]:
-            del self._entries[handle]
+            self._entries.pop(handle).stop()
 
     def _save_manifest(self, manifest: Manifest, key: str, directory: Path) -> None:
         try:
@@ -312,37 +377,3 @@ class Store:
         except OSError as error:
             # A shared cache that is read-only for us: its models are served all the same.
             log.debug("the manifest of %s cannot be kept: %s", key, error)
-
-    def _model(self, key: str, handle: str | None) -> Model:
-        directory = self.layout.model(key)
-        version, used = version_of(handle or ""), None
-        with contextlib.suppress(OSError):
-            used = self.layout.last_use(key).stat().st_mtime
-        if not is_present(directory):
-            return Model(handle, key, str(directory), "empty", version, 0, 0, used)
-        try:
-            manifest, _ = read_or_adopt(directory, self.layout.manifest(key), handle or key)
-        except (CacheError, FileNotFoundError):
-            return Model(handle, key, str(directory), "damaged", version, 0, 0, used)
-        return Model(
-            handle,
-            key,
-            str(directory),
-            State.COMPLETE.value,
-            version,
-            manifest.size,
-            len(manifest.files),
-            used,
-        )
-
-
-def prefixed(models: Iterator[Model], prefix: str, hub: str) -> Sequence[Model]:
-    """Those whose handle, or whose path at the default hub, begins with `prefix`."""
-    wanted = prefix.strip("/")
-    return [
-        model
-        for model in models
-        if not wanted
-        or (model.handle or "").startswith(prefix)
-        or (model.handle or "").startswith(f"{hub}/{wanted}")
-    ]

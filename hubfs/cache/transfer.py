@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
 import threading
 import time
@@ -13,10 +12,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
 
 from hubfs.cache.arrival import Arrival
-from hubfs.cache.layout import DownloadLock, LockWatch, is_present, remove, write_descriptor
+from hubfs.cache.landing import acquire, publish
+from hubfs.cache.layout import DownloadLock
 from hubfs.cache.manifest import Manifest
 from hubfs.errors import DamagedError, DiskFullError, HostileError, HubfsError, StoppedError, from_os_error
-from hubfs.hubs.base import Archive
+from hubfs.hubs.base import Archive, Origin
 from hubfs.transfer.archive import Limits, extract
 from hubfs.transfer.download import Download, in_background
 from hubfs.transfer.inflate import inflate
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 #: Times the archive is brought in from zero before a damaged one is believed to be damaged at the hub.
 ATTEMPTS = 2
-#: Seconds between two looks at somebody else's lock.
-LOCK_POLL = 0.2
 
 
 class Outcome(Protocol):
@@ -74,48 +72,26 @@ class Transfer:
         self._stopped.set()
         self._end_attempt()
 
-    def run(self, locate: Callable[[], Archive]) -> None:
-        """
+    def run(self, locate: Callable[[], Origin]) -> None:
+        """Bring it in, unless it turns out to be in the cache, or to have a listing.
+
         Raises:
             HubfsError: nothing was brought in, and nothing of it is left on disk.
         """
         try:
             self._layout.create(self._settings.trust_cache_dir)
-            lock = self._acquire()
+            lock = acquire(self.handle, self._key, self._layout, self._settings, self._outcome, self._stopped)
             if lock is None:
                 return
             try:
-                self._bring_in(lock, locate())
+                origin = locate()
+                # A listing's files are brought in another way, without the lock.
+                if isinstance(origin, Archive):
+                    self._bring_in(lock, origin)
             finally:
                 lock.release()
         except OSError as error:
             raise from_os_error(error, self.handle, "writing to the cache") from error
-
-    def _acquire(self) -> DownloadLock | None:
-        """The lock; `None` if the model turned out to be in the cache."""
-        watch = LockWatch(self._layout, self._key, self._settings.lock_timeout)
-        announced = False
-        while True:
-            manifest = self._outcome.find_on_disk()
-            if manifest is not None:
-                return None
-            lock = DownloadLock(self._layout, self._key)
-            if lock.try_acquire():
-                # Somebody may have finished between the look and the lock.
-                if self._outcome.find_on_disk() is None:
-                    return lock
-                lock.release()
-                return None
-            if not announced:
-                log.info("%s: another process is downloading it; waiting for that", self.handle)
-                announced = True
-            if watch.is_stale():
-                log.warning("%s: its lock was abandoned, taking it over", self.handle)
-                watch.break_lock()
-                continue
-            self._outcome.waiting(watch.size)
-            if self._stopped.wait(LOCK_POLL):
-                raise StoppedError(f"{self.handle}: stopped while another process was downloading it")
 
     def _bring_in(self, lock: DownloadLock, origin: Archive) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -198,35 +174,9 @@ class Transfer:
         return on_bytes
 
     def _publish(self, lock: DownloadLock, manifest: Manifest, storage: Storage) -> None:
-        """Make the version appear in the cache, whole, by one rename."""
-        model = self._layout.model(self._key)
         try:
             storage.sync(lock.tmp)
-            write_descriptor(self._layout.descriptor(self._key), self.handle)
-            if not lock.is_ours:
-                # Another process thought us dead and took over: it publishes the same files.
-                raise StoppedError(f"{self.handle}: another process took the download over")
-            if is_present(model):
-                aside = self._layout.outgoing(self._key)
-                model.rename(aside)
-                lock.tmp.rename(model)
-                remove(aside)
-            else:
-                lock.tmp.rename(model)
-            _sync_directory(self._layout.root)
+            model = publish(self._layout, self._key, self.handle, lock, lock.tmp, manifest)
         except OSError as error:
             raise from_os_error(error, self.handle, "publishing it in the cache") from error
-        # After the rename: a manifest must never speak for another directory than it was made of.
-        try:
-            manifest.save(self._layout.manifest(self._key), model)
-        except OSError as error:
-            log.warning("%s: its manifest cannot be kept: %s", self.handle, error)
         self._outcome.published(model)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

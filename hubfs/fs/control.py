@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from hubfs.cache.entry import Readable
-from hubfs.cache.state import EntryState, Wait
+from hubfs.cache.readable import Readable, Wait
+from hubfs.cache.state import EntryState
 from hubfs.cache.store import Store
 from hubfs.errors import NotFoundError
 from hubfs.fs.passthrough import ReadModes

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from hubfs.cache.entry import Readable
-from hubfs.cache.state import Wait
+from hubfs.cache.readable import Readable, Wait
 from hubfs.errors import HubfsError
 from hubfs.fs import libfuse
 from hubfs.fs.parallel import ParallelLookups

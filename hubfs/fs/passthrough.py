@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hubfs.cache.entry import Readable
+from hubfs.cache.readable import Readable
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,11 @@ def _may_administer() -> bool:
 
 def _is_stacked(directory: Path) -> bool:
     """Whether a directory is on overlayfs, as in containers."""
-    device = os.stat(directory).st_dev
+    try:
+        device = os.stat(directory).st_dev
+    except FileNotFoundError:
+        # Nothing is cached, and nothing is going to be.
+        return False
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split(" ")

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from hubfs.cache.entry import Entry, Readable
+from hubfs.cache.entry import Entry
 from hubfs.cache.manifest import DirectoryInfo, FileInfo, Info
-from hubfs.cache.state import Wait
+from hubfs.cache.readable import Readable, Wait
 from hubfs.cache.store import Store
 from hubfs.errors import NotFoundError, RefusedError
 from hubfs.fs.control import Control
@@ -96,7 +96,9 @@ class Tree:
         if isinstance(node, Namespace):
             return self._directory(path)
         if node.inner:
-            return _attributes(path, node.entry.lookup(node.inner, wait))
+            info = node.entry.lookup(node.inner, wait)
+            stored = node.entry.stored(node.inner, info) if isinstance(info, FileInfo) else 0
+            return _attributes(path, info, stored)
         node.entry.ensure_exists(wait)
         return _attributes(path, node.entry.root_info())
 
@@ -208,7 +210,7 @@ class Tree:
                 self._store.known_entry(place.handle) if surely else self._store.cached_entry(place.handle)
             )
             inner = "/".join(parts[cut:])
-            manifest = entry.peek() if entry else None
+            manifest = entry.known_manifest() if entry else None
             if entry is None:
                 continue
             if manifest is not None:
@@ -223,7 +225,10 @@ class Tree:
             raise _os_error(errno.ENOTDIR, base)
         own = node.entry.lookup(node.inner, wait) if node.inner else node.entry.root_info()
         rows = [(".", _attributes(base, own)), ("..", self._directory(base.rpartition("/")[0]))]
-        rows += [(name, _attributes(f"{base}/{name}", info)) for name, info in found.items()]
+        above = f"{node.inner}/" if node.inner else ""
+        for name, info in found.items():
+            stored = node.entry.stored(above + name, info) if isinstance(info, FileInfo) else 0
+            rows.append((name, _attributes(f"{base}/{name}", info, stored)))
         return rows
 
     def _rows_of_names(self, base: str, node: Namespace | None) -> Rows:
@@ -239,12 +244,12 @@ class Tree:
         """Names in a directory above versions, and whether each is a directory."""
         names = dict.fromkeys(self._store.index.below(place.parts), True)
         entry = self._store.cached_entry(place.handle) if place.handle else None
-        manifest = entry.peek() if entry else None
+        manifest = entry.known_manifest() if entry else None
         if manifest is not None:
             names = {**(manifest.children("") or {}), **names}
         depth = len(place.parts)
-        for running in self._store.running():
-            mount_path = self._store.handles.mount_path(running.handle) or ""
+        for handle in self._store.known_handles():
+            mount_path = self._store.handles.mount_path(handle) or ""
             parts = tuple(mount_path.split("/"))
             if len(parts) > depth and parts[:depth] == place.parts:
                 names[parts[depth]] = True
@@ -266,10 +271,10 @@ class Tree:
         return Attributes(inode(path), stat.S_IFREG | 0o444, 1, 0, time.time(), 0)
 
 
-def _attributes(path: str, info: Info) -> Attributes:
+def _attributes(path: str, info: Info, stored: int = 0) -> Attributes:
     """Of a file or directory of a version."""
     if isinstance(info, FileInfo):
-        return Attributes(inode(path), stat.S_IFREG | 0o444, 1, info.size, info.mtime, info.size)
+        return Attributes(inode(path), stat.S_IFREG | 0o444, 1, info.size, info.mtime, stored)
     assert isinstance(info, DirectoryInfo)
     links = 1 if info.subdirectories is None else 2 + info.subdirectories
     return Attributes(inode(path), stat.S_IFDIR | 0o555, links, 0, info.mtime, 0)

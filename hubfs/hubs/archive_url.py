@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from hubfs.config import LoadFormat
+from hubfs.errors import ProtocolError
 from hubfs.handles import compressed_url, is_archive
 from hubfs.hubs.base import Archive, Origin
 from hubfs.net import Net, content_length, strong_etag
@@ -20,7 +21,23 @@ class ArchiveUrl:
         return handle.startswith(("http://", "https://")) and is_archive(handle)
 
     def locate(self, handle: str, load_format: LoadFormat = LoadFormat.AUTO) -> Origin:
+        """The archive.
+
+        Raises:
+            ProtocolError: its files are wanted one by one.
+            HubfsError: there is none, or no answer.
+        """
+        if load_format is LoadFormat.UNCOMPRESSED:
+            raise not_one_by_one(handle)
         return probe(self._net, handle, compressed_url(handle))
+
+
+def not_one_by_one(handle: str) -> ProtocolError:
+    """The error for an archive where files are wanted that can be read by range."""
+    return ProtocolError(
+        f"{handle}: this is an archive, whose files cannot be read one by one",
+        hint="--load-format auto or compressed downloads it",
+    )
 
 
 def probe(net: Net, handle: str, url: str) -> Archive:

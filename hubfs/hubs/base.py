@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,10 +55,25 @@ class Source(Protocol):
         """Bytes `start` to `stop` (exclusive) of a file; exactly so many. Tried once.
 
         Raises:
-            ChangedOriginError: the file is another one than when it was listed.
+            ChangedOriginError: the file is another one than when it was listed; where `file` has an ETag,
+                than the one that had it.
             UnavailableError: it may be tried again.
+            StoppedError: `cancel` was set.
             HubfsError: it cannot be read.
         """
+
+    def pieces(
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
+    ) -> Generator[bytes | memoryview, None, None]:
+        """The same bytes as they come, a MiB or so at a time: multiples of `piece` bytes, except the last.
+
+        To be taken by one thread, and closed if it is left early. Raises what `read` does; what was given
+        before that is the file's, except that a `DamagedError` takes it all back. The last piece is given
+        after all checks.
+        """
+
+    def declared(self, file: RemoteFile) -> RemoteFile:
+        """The file with what was learned of it (ETag, checksums) when it was read. No request is sent."""
 
 
 @dataclass(frozen=True)

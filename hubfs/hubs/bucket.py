@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import re
 import threading
-import unicodedata
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubfs.config import LoadFormat, Settings
 from hubfs.errors import (
     ChangedOriginError,
     HostileError,
     NotFoundError,
-    ProtocolError,
     RefusedError,
     TooLargeError,
     UnavailableError,
 )
 from hubfs.handles import is_archive
-from hubfs.hubs.archive_url import probe
+from hubfs.hubs.archive_url import not_one_by_one, probe
 from hubfs.hubs.base import Listing, Origin, RemoteFile
+from hubfs.hubs.found import Found
 from hubfs.hubs.object_store import BucketPath, ObjectStores
+from hubfs.hubs.pieces import USUAL, cut
 from hubfs.net import Net
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, ObjectMeta
+    from obstore import BytesStream, GetOptions, GetResult, ObjectMeta
     from obstore.store import GCSStore, S3Store
+
+T = TypeVar("T")
 
 #: Slower than this on average, a read counts as stalled. In bytes per second.
 _SLOWEST = 1024
-#: What Linux takes: NAME_MAX, and PATH_MAX without its NUL.
-_MAX_COMPONENT, _MAX_PATH = 255, 4095
 
 
 class Buckets:
@@ -56,19 +57,16 @@ class Buckets:
             HubfsError: there is none, or no access to it.
         """
         if not is_archive(handle):
-            return self.listing(handle, handle)
+            return self.listing(handle, BucketPath.parse(handle))
         if load_format is LoadFormat.UNCOMPRESSED:
-            raise ProtocolError(
-                f"{handle}: this is an archive, whose files cannot be read one by one",
-                hint="use another --load-format, or the handle of a directory",
-            )
+            raise not_one_by_one(handle)
         return probe(self._net, handle, self._stores.url(handle, BucketPath.parse(handle)))
 
-    def listing(self, handle: str, where: str) -> Listing:
+    def listing(self, handle: str, place: BucketPath) -> Listing:
         """The files below a directory in a bucket.
 
         Args:
-            where: `gs://bucket/directory`; that its bucket is allowed was decided before.
+            place: that its bucket is allowed was decided before.
 
         Raises:
             NotFoundError: there are none.
@@ -76,16 +74,21 @@ class Buckets:
             TooLargeError: more files, or bytes, than the settings allow.
             HubfsError: the bucket cannot be listed.
         """
-        place = BucketPath.parse(where)
         if not place.path:
             raise RefusedError(f"{handle}: a whole bucket is no model", hint="give a directory in it")
         store = self._stores.store(handle, place)
-        found = _Found(handle, place, self._settings)
+        listed: list[ObjectMeta] = []
         pages = _pages(store, place.path)
         while page := self._stores.call(handle, place, lambda: _next_page(pages)):
-            for meta in page:
-                found.add(meta)
-        return Listing(handle, found.files(), BucketFiles(self._stores, place, self._settings), str(place))
+            listed += page
+            most = self._settings.max_model_files
+            if len(listed) > most + 1:
+                raise TooLargeError(
+                    f"{handle}: {place} holds more than {most} files and directories",
+                    hint="a larger --max-model-files allows it",
+                )
+        files = _files(handle, place, listed, self._settings)
+        return Listing(handle, files, BucketFiles(self._stores, place, self._settings), str(place))
 
     def shut_down(self) -> None:
         """Let nobody wait for a bucket any longer."""
@@ -100,110 +103,122 @@ class BucketFiles:
     """A `Source`: reads ranges of objects."""
 
     def __init__(self, stores: ObjectStores, place: BucketPath, settings: Settings) -> None:
-        self._stores = stores
-        self._place = place
-        self._settings = settings
+        self.stores = stores
+        self.place = place
+        self.settings = settings
 
     def declared(self, file: RemoteFile) -> RemoteFile:
         """The file as it was listed: reading brings nothing new about it."""
         return file
 
     def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
-        """Bytes `start` to `stop` of an object, exactly so many. Tried once.
-
-        Raises:
-            ChangedOriginError: the object is another one than when it was listed, or gone.
-            UnavailableError: it may be tried again.
-            StoppedError: `cancel` was set.
-            HubfsError: it cannot be read.
-        """
+        """See `Source.read`. An object that is gone is a changed one."""
         if stop <= start:
             return b""
-        place = BucketPath(self._place.scheme, self._place.bucket, file.location)
-        store = self._stores.store(handle, place)
-        settings = self._settings
-        seconds = settings.connect_timeout + settings.stall_timeout + (stop - start) / _SLOWEST
-        try:
-            meta, data = self._stores.call(
-                handle, place, lambda: _read(store, file, start, stop), cancel, seconds
-            )
-        except NotFoundError as error:
-            raise ChangedOriginError(f"{handle}: {place} is gone since it was listed") from error
-        if meta["size"] != file.size or (file.etag is not None and meta["e_tag"] != file.etag):
-            raise ChangedOriginError(f"{handle}: {place} is not what was listed any more")
+        asked = _Asked(self, handle, file, range(start, stop), cancel)
+        data = asked.first(stop - start, lambda answer: answer.bytes_async())
         if len(data) != stop - start:
-            raise UnavailableError(f"{handle}: {place}: {len(data)} of {stop - start} bytes came")
+            raise asked.incomplete(len(data))
         # Copied here, where threads do it at the same time, and not in the one that waits for all.
         return bytes(data)
 
+    def pieces(
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
+    ) -> Generator[bytes | memoryview, None, None]:
+        """See `Source.pieces`."""
+        least = max(piece, USUAL)
+        if stop - start <= least:
+            if stop > start:
+                yield self.read(handle, file, start, stop, cancel)
+            return
+        asked = _Asked(self, handle, file, range(start, stop), cancel)
+        yield from cut(asked.chunks(least), piece)
 
-class _Found:
-    """What a listing has brought so far, within limits and without clashes."""
 
-    def __init__(self, handle: str, place: BucketPath, settings: Settings) -> None:
+class _Asked:
+    """A range of an object that is asked for once."""
+
+    def __init__(
+        self, files: BucketFiles, handle: str, file: RemoteFile, span: range, cancel: threading.Event
+    ) -> None:
+        place = files.place
+        self._place = BucketPath(place.scheme, place.bucket, file.location, place.endpoint)
+        self._stores = files.stores
+        self._settings = files.settings
         self._handle = handle
-        self._place = place
-        self._settings = settings
-        self._files: dict[str, RemoteFile] = {}
-        self._directories: set[str] = set()
-        self._folded: dict[str, str] = {}
-        self._bytes = 0
+        self._file = file
+        self._span = span
+        self._cancel = cancel
 
-    def add(self, meta: ObjectMeta) -> None:
+    def first(self, size: int, take: Callable[[GetResult], Awaitable[T]]) -> T:
+        """The answer, and what is taken from it at once; of `size` bytes, which the deadline depends on."""
+        file = self._file
+        store = self._stores.store(self._handle, self._place)
+        seconds = self._settings.connect_timeout + self._settings.stall_timeout + size / _SLOWEST
+        try:
+            meta, taken = self._stores.call(
+                self._handle, self._place, lambda: _get(store, file, self._span, take), self._cancel, seconds
+            )
+        except NotFoundError as error:
+            raise ChangedOriginError(f"{self._handle}: {self._place} is gone since it was listed") from error
+        if meta["size"] != file.size or (file.etag is not None and meta["e_tag"] != file.etag):
+            raise ChangedOriginError(f"{self._handle}: {self._place} is not what was listed any more")
+        return taken
+
+    def chunks(self, least: int) -> Iterator[bytes]:
+        """All of it in chunks of at least so many bytes, except the last."""
+
+        async def begin(answer: GetResult) -> BytesStream:
+            return answer.stream(min_chunk_size=least)
+
+        stream = self.first(least, begin)
+        seconds = self._settings.stall_timeout + least / _SLOWEST
+        came = 0
+        # One ahead, so that the connection does not stand still while the last one is written.
+        coming = self._stores.begin(self._handle, lambda: _next(stream))
+        try:
+            while chunk := self._stores.wait(self._handle, self._place, coming, self._cancel, seconds):
+                came += len(chunk)
+                if came > len(self._span):
+                    raise self.incomplete(came)
+                coming = self._stores.begin(self._handle, lambda: _next(stream))
+                if came == len(self._span):
+                    # Before it is said to be all: nothing may follow.
+                    came += len(self._stores.wait(self._handle, self._place, coming, self._cancel, seconds))
+                    if came > len(self._span):
+                        raise self.incomplete(came)
+                    yield chunk
+                    return
+                yield chunk
+        finally:
+            coming.cancel()
+        raise self.incomplete(came)
+
+    def incomplete(self, came: int) -> UnavailableError:
+        return UnavailableError(
+            f"{self._handle}: {self._place}: {came} of {len(self._span)} bytes came", hint="try again later"
+        )
+
+
+def _files(
+    handle: str, place: BucketPath, listed: list[ObjectMeta], settings: Settings
+) -> dict[str, RemoteFile]:
+    """What objects are which files."""
+    found = Found(f"{handle}: {place}", settings)
+    directories = {place.path}
+    for meta in listed:
         path = meta["path"]
-        if path == self._place.path and not meta["size"]:
-            return  # `directory/` itself, as some tools make it
-        if not path.startswith(f"{self._place.path}/"):
-            raise HostileError(f"{self._handle}: {self._place} lists what is elsewhere: {path[:200]!r}")
-        name = path[len(self._place.path) + 1 :]
-        parts = name.split("/")
-        too_long = len(name.encode()) > _MAX_PATH or any(len(p.encode()) > _MAX_COMPONENT for p in parts)
-        if too_long or "\0" in name or any(part in ("", ".", "..") for part in parts):
-            raise HostileError(
-                f"{self._handle}: {self._place} has a name that no file can have: {name[:200]!r}"
-            )
-        for depth in range(1, len(parts)):
-            self._directories.add(self._once("/".join(parts[:depth])))
-        self._files[self._once(name)] = _remote_file(self._place.scheme, meta)
-        self._bytes += meta["size"]
-        if len(self._files) + len(self._directories) > self._settings.max_model_files:
-            raise TooLargeError(
-                f"{self._handle}: more than {self._settings.max_model_files} files and directories",
-                hint="a larger --max-model-files allows it",
-            )
-        if self._bytes > self._settings.max_model_size:
-            raise TooLargeError(
-                f"{self._handle}: more than {self._settings.max_model_size} bytes",
-                hint="a larger --max-model-size allows it",
-            )
-
-    def files(self) -> dict[str, RemoteFile]:
-        """All files.
-
-        Raises:
-            NotFoundError: there are none.
-            HostileError: a name is both a file's and a directory's.
-        """
-        for name in self._directories & self._files.keys():
-            # An empty object of a directory's name is how some tools make directories.
-            if self._files.pop(name).size:
-                raise HostileError(f"{self._handle}: {self._place} has both a file and a directory {name!r}")
-        if not self._files:
-            raise NotFoundError(
-                f"{self._handle}: there is nothing below {self._place}", hint="check the spelling"
-            )
-        return self._files
-
-    def _once(self, name: str) -> str:
-        # As in archives: two names that some file systems take for one.
-        folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
-        other = self._folded.setdefault(folded, name)
-        if other != name:
-            raise HostileError(
-                f"{self._handle}: {self._place} has two names that some file systems take for one: "
-                f"{other!r}, {name!r}"
-            )
-        return name
+        if path != place.path and not path.startswith(f"{place.path}/"):
+            raise HostileError(f"{handle}: {place} lists what is elsewhere: {path[:200]!r}")
+        while (path := path.rpartition("/")[0]) and path not in directories:
+            directories.add(path)
+    for meta in listed:
+        # An empty object of a directory's name is how some tools make directories.
+        if meta["size"] or meta["path"] not in directories:
+            found.add(meta["path"][len(place.path) + 1 :], _remote_file(place.scheme, meta))
+    if not found.files:
+        raise NotFoundError(f"{handle}: there is nothing below {place}", hint="check the spelling")
+    return found.files
 
 
 def _remote_file(scheme: str, meta: ObjectMeta) -> RemoteFile:
@@ -234,12 +249,19 @@ async def _next_page(pages: Any) -> list[ObjectMeta]:
     return page
 
 
-async def _read(store: GCSStore | S3Store, file: RemoteFile, start: int, stop: int) -> tuple[ObjectMeta, Any]:
+async def _get(
+    store: GCSStore | S3Store, file: RemoteFile, span: range, take: Callable[[GetResult], Awaitable[T]]
+) -> tuple[ObjectMeta, T]:
     import obstore
 
-    options: GetOptions = {"range": (start, stop)}
+    options: GetOptions = {"range": (span.start, span.stop)}
     # A weak ETag never matches (RFC 9110, 13.1.1): it is compared afterwards.
     if file.etag is not None and not file.etag.startswith("W/"):
         options["if_match"] = file.etag
     answer = await obstore.get_async(store, file.location, options=options)
-    return answer.meta, await answer.bytes_async()
+    return answer.meta, await take(answer)
+
+
+async def _next(stream: BytesStream) -> bytes:
+    """What comes next; empty at the end."""
+    return await anext(stream, b"")

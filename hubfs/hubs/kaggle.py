@@ -8,44 +8,34 @@ to which it redirects with a signed URL.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import json
 import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-import google_crc32c
-
 from hubfs.config import LoadFormat
 from hubfs.errors import (
     AccessError,
-    ChangedOriginError,
     ConfigError,
-    DamagedError,
-    HostileError,
     NotFoundError,
     ProtocolError,
-    StoppedError,
-    TooLargeError,
-    UnavailableError,
 )
 from hubfs.hubs.archive_url import probe
 from hubfs.hubs.base import Listing, Origin, RemoteFile
-from hubfs.hubs.checksums import declared_digests
-from hubfs.hubs.kaggle_handle import KaggleModel, is_kaggle, parse
+from hubfs.hubs.found import Found
 from hubfs.hubs.kaggle_login import Credentials, find_credentials
-from hubfs.net import Net, Route, content_length, strong_etag
+from hubfs.hubs.url_files import Body, UrlFiles
+from hubfs.kaggle_handle import KaggleModel, is_kaggle, parse
+from hubfs.net import Net
 
 if TYPE_CHECKING:
-    import requests
-
     from hubfs.config import Settings
 
 _log = logging.getLogger(__name__)
@@ -54,14 +44,6 @@ _log = logging.getLogger(__name__)
 _PAGE = 200
 #: Bytes of one JSON answer at most: a page has some 150 bytes a file.
 _MAX_JSON = 4 << 20
-#: Bytes taken from a connection at once. Between two of them a reader that was stopped is let go.
-_BLOCK = 256 << 10
-#: Slower than this over `stall_timeout`, a connection counts as stalled. In bytes per second.
-_SLOWEST = 1024
-#: Where the storage gives the whole instead of a range, so much of it is read past at most.
-_MAX_SKIP = 64 << 20
-#: No text, or a way out of the directory.
-_BAD_NAME = re.compile("[\0\ud800-\udfff]|(^|/)(\\.\\.?)?(/|$)")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -120,22 +102,18 @@ class Kaggle:
         return dataclasses.replace(model, version=number)
 
     def _listing(self, handle: str, model: KaggleModel) -> Listing:
-        files: dict[str, RemoteFile] = {}
+        found = Found(f"{handle}: Kaggle", self._settings)
         for entry in self._pages(handle, model):
-            name = _checked_name(handle, entry.get("name"))
-            if name in files:
-                raise HostileError(f"{handle}: Kaggle lists a file twice: {name[:200]!r}")
-            size, mtime = entry.get("size", 0), parse_time(entry.get("creationDate"))
+            name, size = entry.get("name"), entry.get("size", 0)
+            mtime = parse_time(entry.get("creationDate"))
             if type(size) is not int or size < 0:
-                raise ProtocolError(f"{handle}: Kaggle lists a file without its size: {name[:200]!r}")
-            files[name] = RemoteFile(f"{self._api}{model}/download/{quote(name)}", size, mtime)
-            if len(files) > self._settings.max_model_files:
-                raise TooLargeError(f"{handle}: more than {self._settings.max_model_files} files")
-        if not files:
+                raise ProtocolError(f"{handle}: Kaggle lists a file without its size: {str(name)[:200]!r}")
+            address = f"{self._api}{model}/download/{quote(str(name), errors='replace')}"
+            found.add(name, RemoteFile(address, size, mtime))
+        if not found.files:
             raise ProtocolError(f"{handle}: Kaggle lists no files")
-        if sum(file.size for file in files.values()) > self._settings.max_model_size:
-            raise TooLargeError(f"{handle}: more than {self._settings.max_model_size} bytes")
-        return Listing(handle, files, KaggleFiles(self._net, self._settings, model), model.handle)
+        source = UrlFiles(self._net, self._settings, functools.partial(helpful, model))
+        return Listing(handle, found.files, source, model.handle)
 
     def _pages(self, handle: str, model: KaggleModel) -> Iterator[dict[str, Any]]:
         """The entries of the listing, page after page."""
@@ -156,7 +134,7 @@ class Kaggle:
 
     def _json(self, url: str, handle: str) -> dict[str, Any]:
         with self._net.get(url, handle, {"Accept": "application/json"}) as response:
-            body = _Body(response, handle, threading.Event(), self._settings.stall_timeout).take(_MAX_JSON)
+            body = Body(response, handle, threading.Event(), self._settings.stall_timeout).take(_MAX_JSON)
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -164,85 +142,6 @@ class Kaggle:
         if not isinstance(answer, dict):
             raise ProtocolError(f"{handle}: Kaggle's answer is not what its API gives")
         return answer
-
-
-class KaggleFiles:
-    """Reads a version's files by range. What storage says of a file first holds for all of its ranges."""
-
-    def __init__(self, net: Net, settings: Settings, model: KaggleModel) -> None:
-        self._net = net
-        self._settings = settings
-        self._model = model
-        self._lock = threading.Lock()  # protects the two
-        self._routes: dict[str, Route] = {}
-        self._declared: dict[str, RemoteFile] = {}
-
-    def declared(self, file: RemoteFile) -> RemoteFile:
-        """The file with the ETag and checksums that came with its bytes; Kaggle's listing has none."""
-        with self._lock:
-            return self._declared.get(file.location, file)
-
-    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
-        """See `Source.read`. The whole of a file is checked against storage's checksum, if it gives one.
-
-        A signed address is used again until it is refused; then Kaggle is asked for a new one at once.
-        """
-        if start >= stop:
-            return b""
-        with self._lock:
-            route = self._routes.setdefault(file.location, Route(file.location))
-        headers = {"Range": f"bytes={start}-{stop - 1}"}
-        with helpful(self._model), self._net.get(route, handle, headers) as response:
-            skip = self._accept(handle, file, start, response)
-            body = _Body(response, handle, cancel, self._settings.stall_timeout)
-            body.skip(skip)
-            data = body.take(stop - start)
-            # To its end, so that the connection can be used again.
-            more = body.take(1) if response.status_code == 206 or stop == file.size else b""
-        if len(data) != stop - start:
-            raise UnavailableError(
-                f"{handle}: storage sent {len(data)} of {stop - start} bytes", hint="try again later"
-            )
-        if more:
-            raise _changed(handle, file, "storage sends more bytes than there are")
-        if (start, stop) == (0, file.size):
-            _verify(handle, self.declared(file), data)
-        return data
-
-    def _accept(self, handle: str, file: RemoteFile, start: int, response: requests.Response) -> int:
-        """Compare an answer's head with what is known; returns how many of its bytes to leave out."""
-        headers = response.headers
-        if headers.get("Content-Encoding", "identity") != "identity":
-            raise ProtocolError(f"{handle}: storage sends a file in another encoding than it was asked for")
-        # What was stored compressed is given in full, and its checksums are those of the compressed bytes.
-        stored_as_is = headers.get("x-goog-stored-content-encoding", "identity") == "identity"
-        if response.status_code == 206:
-            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
-            if not match or int(match[1]) != start:
-                raise UnavailableError(f"{handle}: storage sent another range than it was asked for")
-            total = None if match[2] == "*" else int(match[2])
-        else:
-            total = content_length(headers) if response.status_code == 200 else 0
-        if total not in (None, file.size):
-            raise _changed(handle, file, f"storage has {total} bytes, the listing says {file.size}")
-        digests = declared_digests(headers) if stored_as_is else {}
-        now = dataclasses.replace(
-            file, etag=strong_etag(headers), md5=digests.get("md5"), crc32c=digests.get("crc32c")
-        )
-        self._compare(handle, file, now)
-        if response.status_code == 206:
-            return 0
-        if start > _MAX_SKIP:
-            raise ProtocolError(
-                f"{handle}: storage does not give ranges", hint="use --load-format compressed"
-            )
-        return start
-
-    def _compare(self, handle: str, file: RemoteFile, now: RemoteFile) -> None:
-        with self._lock:
-            first = self._declared.setdefault(file.location, now)
-        if (first.etag, first.md5, first.crc32c) != (now.etag, now.md5, now.crc32c):
-            raise _changed(handle, file, "storage has other bytes than before")
 
 
 @contextmanager
@@ -266,58 +165,6 @@ def helpful(model: KaggleModel) -> Iterator[None]:
         raise AccessError(error.message, hint=f"{hint}; or there is no such model") from error
 
 
-class _Body:
-    """An answer's bytes, in their order. They are given as they came: nothing is decoded."""
-
-    def __init__(
-        self, response: requests.Response, handle: str, cancel: threading.Event, stall_timeout: float
-    ) -> None:
-        self._raw = response.raw
-        self._handle = handle
-        self._cancel = cancel
-        self._stall_timeout = stall_timeout
-
-    def take(self, count: int) -> bytes:
-        """The next `count` bytes, fewer at the end. Raises as `skip` does."""
-        return b"".join(self._pieces(count))
-
-    def skip(self, count: int) -> None:
-        """Read past bytes.
-
-        Raises:
-            UnavailableError: the connection broke or is too slow.
-            StoppedError: `cancel` was set meanwhile.
-        """
-        for _ in self._pieces(count):
-            pass
-
-    def _pieces(self, count: int) -> Iterator[bytes]:
-        import urllib3
-
-        window, came = time.monotonic(), 0
-        while count:
-            if self._cancel.is_set():
-                raise StoppedError(f"{self._handle}: the transfer was stopped")
-            try:
-                piece: bytes = self._raw.read1(min(count, _BLOCK), decode_content=False)
-            except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-                raise UnavailableError(
-                    f"{self._handle}: the connection broke: {error}", hint="try again later"
-                ) from error
-            if not piece:
-                return
-            count -= len(piece)
-            came += len(piece)
-            yield piece
-            elapsed = time.monotonic() - window
-            if elapsed >= self._stall_timeout:
-                if came < _SLOWEST * elapsed:
-                    raise UnavailableError(
-                        f"{self._handle}: storage sends less than {_SLOWEST} bytes a second"
-                    )
-                window, came = time.monotonic(), 0
-
-
 def parse_time(text: object) -> int:
     """Epoch seconds of a time as Kaggle's JSON has it (`2024-02-21T09:30:00.1234567Z`), 0 without one."""
     match = re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", text) if isinstance(text, str) else None
@@ -329,27 +176,3 @@ def parse_time(text: object) -> int:
 
 def _headers(login: Credentials | None) -> Mapping[str, str]:
     return {} if login is None else {"Authorization": login.header}
-
-
-def _checked_name(handle: str, name: object) -> str:
-    """A name that may become a part of a URL here, and of a path above."""
-    if not isinstance(name, str) or _BAD_NAME.search(name):
-        raise HostileError(f"{handle}: Kaggle lists a file with a name that cannot be: {str(name)[:200]!r}")
-    return name
-
-
-def _changed(handle: str, file: RemoteFile, what: str) -> ChangedOriginError:
-    name = urlsplit(file.location).path.partition("/download/")[2]
-    return ChangedOriginError(f"{handle}: {name} is not the file that was listed: {what}")
-
-
-def _verify(handle: str, file: RemoteFile, data: bytes) -> None:
-    if file.crc32c is not None:
-        kind, wanted, found = "crc32c", file.crc32c, google_crc32c.value(data).to_bytes(4, "big")
-    elif file.md5 is not None:
-        kind, wanted, found = "md5", file.md5, hashlib.md5(data, usedforsecurity=False).digest()
-    else:
-        return
-    if found != wanted:
-        name = urlsplit(file.location).path.partition("/download/")[2]
-        raise DamagedError(f"{handle}: {name}: its {kind} is {found.hex()}, storage declared {wanted.hex()}")

@@ -73,11 +73,14 @@ class BucketPath:
         scheme: `gs` or `s3`.
         bucket: its name.
         path: without a slash at either end; empty for the whole bucket.
+        endpoint: the URL of the server that has the bucket, where that is neither Google's nor Amazon's.
+            What the environment says goes before it.
     """
 
     scheme: str
     bucket: str
     path: str
+    endpoint: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> BucketPath:
@@ -102,7 +105,7 @@ class ObjectStores:
         self._settings = settings
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # protects what follows; not held while anything is asked for
-        self._stores: LRUCache[tuple[str, str], GCSStore | S3Store] = LRUCache(_BUCKETS)
+        self._stores: LRUCache[tuple[str, str, str | None], GCSStore | S3Store] = LRUCache(_BUCKETS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -112,20 +115,21 @@ class ObjectStores:
         Raises:
             AccessError: the credentials in the environment cannot be used.
         """
+        key = (place.scheme, place.bucket, _endpoint(place))
         with self._lock:
-            known = self._stores.get((place.scheme, place.bucket))
+            known = self._stores.get(key)
         if known is not None:
             return known
         make = _google if place.scheme == "gs" else _amazon
         try:
-            made = make(place.bucket, self._client_options())
+            made = make(place, self._client_options())
         except Exception as error:
             raise AccessError(
                 f"{handle}: the credentials for {place.scheme}:// cannot be used: {_first_line(error)}",
                 hint="correct or unset the environment variables that name them",
             ) from error
         with self._lock:
-            return self._stores.setdefault((place.scheme, place.bucket), made)
+            return self._stores.setdefault(key, made)
 
     def url(self, handle: str, place: BucketPath) -> str:
         """A URL that gives an object to a plain GET: signed, if there are credentials.
@@ -133,7 +137,7 @@ class ObjectStores:
         Raises:
             HubfsError: the credentials do not allow it.
         """
-        if not _has_credentials(place.scheme):
+        if not _has_credentials(place):
             return _plain_url(place)
         store = self.store(handle, place)
         return self.call(handle, place, lambda: _sign(store, place.path))
@@ -158,17 +162,36 @@ class ObjectStores:
             UnavailableError: it took too long, or may succeed when it is tried again.
             HubfsError: the store does not give it.
         """
+        return self.wait(handle, place, self.begin(handle, work), cancel, seconds)
+
+    def begin(self, handle: str, work: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
+        """Begin what `wait` waits for. Who does not wait cancels it.
+
+        Raises:
+            OfflineError: nobody is to be asked.
+            StoppedError: hubfs is being stopped.
+        """
         import asyncio  # here, because its import would take a tenth of the mount's start-up time
 
+        if self._settings.offline:
+            raise OfflineError(f"{handle}: not cached, and hubfs is offline", hint="mount without --offline")
+        loop = self._running_loop(handle)
+        return asyncio.run_coroutine_threadsafe(work(), loop)
+
+    def wait(
+        self,
+        handle: str,
+        place: BucketPath,
+        future: concurrent.futures.Future[T],
+        cancel: threading.Event | None = None,
+        seconds: float | None = None,
+    ) -> T:
+        """The result of what was begun; it is given up if the wait is. Arguments and errors are `call`'s."""
         from obstore import exceptions
 
         settings = self._settings
-        if settings.offline:
-            raise OfflineError(f"{handle}: not cached, and hubfs is offline", hint="mount without --offline")
         allowed = settings.connect_timeout + settings.stall_timeout if seconds is None else seconds
         deadline = time.monotonic() + allowed
-        loop = self._running_loop(handle)
-        future = asyncio.run_coroutine_threadsafe(work(), loop)
         while not concurrent.futures.wait([future], _POLL_SECONDS).done:
             if self._stopping.is_set() or (cancel is not None and cancel.is_set()):
                 future.cancel()
@@ -249,36 +272,43 @@ async def _sign(store: GCSStore | S3Store, path: str) -> str:
     return await obstore.sign_async(store, "GET", path, _SIGNED_FOR)
 
 
-def _google(bucket: str, options: ClientConfig) -> GCSStore:
+def _google(place: BucketPath, options: ClientConfig) -> GCSStore:
     from obstore.store import GCSStore
 
-    emulator = _emulator()
-    if emulator is not None:
-        key = {"gcs_base_url": emulator, "disable_oauth": True}
+    endpoint = _endpoint(place)
+    if endpoint is not None:
+        key = {"gcs_base_url": endpoint, "disable_oauth": True}
         unused = {"client_email": "", "private_key": "", "private_key_id": ""}
         return GCSStore(
-            bucket,
+            place.bucket,
             service_account_key=json.dumps({**key, **unused}),
             client_options=options,
             retry_config={"max_retries": 0},
         )
     # Without this, obstore would ask the machine it runs on for an identity.
-    anonymous = not _has_credentials("gs")
-    return GCSStore(bucket, skip_signature=anonymous, client_options=options, retry_config={"max_retries": 0})
+    anonymous = not _has_credentials(place)
+    return GCSStore(
+        place.bucket, skip_signature=anonymous, client_options=options, retry_config={"max_retries": 0}
+    )
 
 
-def _amazon(bucket: str, options: ClientConfig) -> S3Store:
+def _amazon(place: BucketPath, options: ClientConfig) -> S3Store:
     from obstore.store import S3Store
 
-    endpoint = _s3_endpoint()
+    endpoint = _endpoint(place)
     return S3Store(
-        bucket,
+        place.bucket,
         config={"endpoint": endpoint} if endpoint else {},
         region=_region(),
-        skip_signature=not _has_credentials("s3"),
+        skip_signature=not _has_credentials(place),
         client_options=options,
         retry_config={"max_retries": 0},
     )
+
+
+def _endpoint(place: BucketPath) -> str | None:
+    """The server of a bucket that is not the usual one; the environment's word goes first."""
+    return (_emulator() if place.scheme == "gs" else _s3_endpoint()) or place.endpoint
 
 
 def _emulator() -> str | None:
@@ -296,19 +326,16 @@ def _region() -> str:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
-def _has_credentials(scheme: str) -> bool:
-    if scheme == "s3":
+def _has_credentials(place: BucketPath) -> bool:
+    if place.scheme == "s3":
         return any(os.environ.get(name) for name in _AMAZON_CREDENTIALS)
-    if _emulator() is not None:
-        return False
-    return any(os.environ.get(name) for name in _GOOGLE_CREDENTIALS)
+    # Google's are for Google.
+    return _endpoint(place) is None and any(os.environ.get(name) for name in _GOOGLE_CREDENTIALS)
 
 
 def _plain_url(place: BucketPath) -> str:
-    path = quote(place.path)
-    if place.scheme == "gs":
-        return f"{_emulator() or _GOOGLE}/{place.bucket}/{path}"
-    return f"{_s3_endpoint() or f'https://s3.{_region()}.amazonaws.com'}/{place.bucket}/{path}"
+    usual = _GOOGLE if place.scheme == "gs" else f"https://s3.{_region()}.amazonaws.com"
+    return f"{_endpoint(place) or usual}/{place.bucket}/{quote(place.path)}"
 
 
 def _understood(error: Exception, handle: str, place: BucketPath) -> HubfsError:
@@ -351,7 +378,7 @@ def _from_status(status: int, text: str, handle: str, place: BucketPath) -> Hubf
     known = from_status(status, handle, words=f"{place}: {words}" if words else str(place))
     if status in (401, 403):
         names = _GOOGLE_CREDENTIALS if place.scheme == "gs" else _AMAZON_CREDENTIALS
-        asked = "the environment's credentials" if _has_credentials(place.scheme) else "no credentials"
+        asked = "the environment's credentials" if _has_credentials(place) else "no credentials"
         known.hint = f"it was asked with {asked}; set {names[0]}"
     return known
 

@@ -1,27 +1,52 @@
-"""The TF Hub hosting protocol (PROTOCOLS §1): one handle, in two formats.
+"""The TF Hub hosting protocol (PROTOCOLS §1): one handle, in two formats, and two other kinds of models.
 
 `?tf-hub-format=compressed` is the archive. `?tf-hub-format=uncompressed` is answered with 303 and, as its
 body, the directory of a bucket that has the version's files. Anything else means that it is not offered.
+
+Handles of TF Lite end with `?lite-format=tflite` and are answered with one file, those of TF.js with
+`?tfjs-format=compressed` and are answered with an archive.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urljoin, urlsplit
 
-from hubfs.config import LoadFormat
-from hubfs.errors import AccessError, NotFoundError, ProtocolError
+from hubfs.config import LoadFormat, Settings
+from hubfs.errors import (
+    HostileError,
+    HubfsError,
+    OfflineError,
+    ProtocolError,
+    StoppedError,
+    TooLargeError,
+    UnavailableError,
+    from_status,
+)
 from hubfs.handles import compressed_url, is_archive
-from hubfs.hubs.archive_url import probe
-from hubfs.hubs.base import Listing, Origin
+from hubfs.hubs.archive_url import not_one_by_one, probe
+from hubfs.hubs.base import Archive, Origin
 from hubfs.hubs.bucket import Buckets
+from hubfs.hubs.object_store import BucketPath
+from hubfs.hubs.single_file import single_file
 from hubfs.net import Net
+
+if TYPE_CHECKING:
+    import requests
 
 log = logging.getLogger("hubfs.hubs")
 
+#: The header by which a hub says that it has the bucket itself, and where: a URL relative to the answer's.
+STORAGE_HEADER = "X-Hubfs-Storage"
 _SEE_OTHER = 303
 #: Longer bodies are no location.
 _MAX_LOCATION = 4096
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+#: No reason to ask for the archive instead of the files.
+_FINAL = (HostileError, TooLargeError, StoppedError, OfflineError)
 
 
 class TfHub:
@@ -31,8 +56,9 @@ class TfHub:
         buckets: lists what the hub names.
     """
 
-    def __init__(self, net: Net, buckets: Buckets) -> None:
+    def __init__(self, net: Net, settings: Settings, buckets: Buckets) -> None:
         self._net = net
+        self._settings = settings
         self._buckets = buckets
 
     def supports(self, handle: str) -> bool:
@@ -46,25 +72,96 @@ class TfHub:
         Raises:
             HubfsError: there is no such version, it is not to be had in this format, or there is no answer.
         """
-        if load_format is not LoadFormat.COMPRESSED:
+        query = parse_qs(urlsplit(handle).query)
+        if query.get("lite-format") == ["tflite"]:
+            return single_file(self._net, self._settings, handle, ".tflite")
+        if "tfjs-format" in query:
+            if load_format is LoadFormat.UNCOMPRESSED:
+                raise not_one_by_one(handle)
+            return probe(self._net, handle, handle)
+        if load_format is LoadFormat.COMPRESSED:
+            return self._archive(handle)
+        try:
+            place = self._place(handle)
+        except _NotOfferedError as error:
+            if load_format is LoadFormat.UNCOMPRESSED:
+                raise self._why_not(handle, error) from error
+            reason: HubfsError = error
+        else:
             try:
-                return self._listing(handle)
-            except (NotFoundError, AccessError, ProtocolError) as error:
+                # The bucket is allowed with the hub that names it.
+                return self._buckets.listing(handle, place)
+            except HubfsError as error:
                 if load_format is LoadFormat.UNCOMPRESSED:
+                    error.hint = (
+                        error.hint or "--load-format auto takes the archive where there is no listing"
+                    )
                     raise
-                log.debug("%s; its archive is asked for", error.message)
+                if isinstance(error, _FINAL):
+                    raise
+                reason = error
+        log.info("%s; its archive is asked for", reason.message)
+        return self._archive(handle)
+
+    def _archive(self, handle: str) -> Archive:
         return probe(self._net, handle, compressed_url(handle))
 
-    def _listing(self, handle: str) -> Listing:
+    def _place(self, handle: str) -> BucketPath:
+        """Where the hub says that the version's files are.
+
+        Raises:
+            _NotOfferedError: it says nothing of the kind.
+            UnavailableError: there is no connection to it.
+        """
         url = compressed_url(handle, "uncompressed")
         with self._net.get(url, handle, statuses=range(100, 600)) as response:
             status = response.status_code
-            body = response.raw.read(_MAX_LOCATION, decode_content=True) if status == _SEE_OTHER else b""
+            body = _body(response, handle) if status == _SEE_OTHER else b""
+            storage = response.headers.get(STORAGE_HEADER)
+            answered = str(response.url)
         where = re.fullmatch(r"(gs://\S+?)/?\s*", body.decode("utf-8", "replace"))
         if where is None:
-            raise ProtocolError(
-                f"{handle}: the hub does not offer this model uncompressed (HTTP {status})",
-                hint="--load-format auto or compressed downloads its archive",
-            )
-        # The bucket is allowed with the hub that names it.
-        return self._buckets.listing(handle, where[1])
+            raise _NotOfferedError(handle, status)
+        place = BucketPath.parse(where[1])
+        if storage is None:
+            return place
+        # It is the hub's own word about itself only: it cannot send anybody to another server with it.
+        endpoint = urlsplit(urljoin(answered, storage))
+        if _server(endpoint.geturl()) != _server(answered) or endpoint.query or endpoint.fragment:
+            raise ProtocolError(f"{handle}: the hub names another server as its own ({STORAGE_HEADER})")
+        return dataclasses.replace(place, endpoint=endpoint.geturl().rstrip("/"))
+
+    def _why_not(self, handle: str, error: _NotOfferedError) -> HubfsError:
+        """What it means for those who want no archive that the hub gives no listing."""
+        if error.status in (404, 410):
+            # The same answer if there is no such model: in that case the next line raises.
+            self._archive(handle)
+        elif error.status >= 400:
+            return from_status(error.status, handle)
+        return error
+
+
+class _NotOfferedError(ProtocolError):
+    def __init__(self, handle: str, status: int) -> None:
+        super().__init__(
+            f"{handle}: the hub does not offer this model uncompressed (HTTP {status})",
+            hint="--load-format auto or compressed downloads its archive",
+        )
+        self.status = status
+
+
+def _body(response: requests.Response, handle: str) -> bytes:
+    import urllib3
+
+    try:
+        body: bytes = response.raw.read(_MAX_LOCATION, decode_content=True)
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        raise UnavailableError(f"{handle}: the connection broke: {error}", hint="try again later") from error
+    return body
+
+
+def _server(url: str) -> tuple[str, str | None, int | None, str]:
+    """Scheme, host and port of a URL, and what should not be there besides."""
+    split = urlsplit(url)
+    user = split.netloc.rpartition("@")[0]
+    return split.scheme, split.hostname, split.port or _DEFAULT_PORTS.get(split.scheme), user

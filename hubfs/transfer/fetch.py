@@ -7,10 +7,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Final
 
-from hubfs.errors import HubfsError, StoppedError, UnavailableError, from_os_error
+from hubfs.errors import DamagedError, HubfsError, StoppedError, UnavailableError, from_os_error
+from hubfs.transfer.chunks import CHUNK
 from hubfs.transfer.prefetch import BUDGET, File, Kind, Policy, Prefetch, Request, Want
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from hubfs.hubs.base import RemoteFile, Source
 
 log = logging.getLogger(__name__)
+#: Bytes of a request that are given to the sink at once: what a kill loses of each request that is on its
+#: way, and how long readers wait for the first bytes of a large one.
+PIECE: Final = 1 << 20
 #: Changes something; False if there cannot be anything to send because of that.
 _Change = Callable[[Prefetch, float], bool | None]
 
@@ -105,10 +109,17 @@ class Remote:
     def complete(self) -> bool:
         return not self.state.missing
 
+    @property
+    def present(self) -> int:
+        """Bytes that are there, in whole chunks."""
+        return self.file.size - self.state.missing * CHUNK if self.state.missing else self.file.size
+
     def read(self, start: int, stop: int) -> bool:
         """Somebody reads a range: what comes next is read ahead. Returns whether the range is there."""
-        if self.state.missing:
-            self._fetcher._run_all(lambda machine, now: machine.read(self.state, start, stop, now))
+        if self.state.missing and not self.cancel.is_set():
+            self._fetcher._run_all(
+                self._while_open(lambda machine, now: machine.read(self.state, start, stop, now))
+            )
         return self.has(start, stop)
 
     @contextmanager
@@ -124,7 +135,8 @@ class Remote:
 
         def begin(machine: Prefetch, now: float) -> None:
             self.awaited.append(awaited)
-            machine.wants.append(want)
+            if not self.cancel.is_set():
+                machine.wants.append(want)
 
         def end(machine: Prefetch, now: float) -> None:
             self.awaited.remove(awaited)
@@ -138,7 +150,11 @@ class Remote:
 
     def fill(self) -> None:
         """Bring in all of it in the background, after those files for which that was said before."""
-        self._fetcher._run_all(lambda machine, now: machine.fill(self.state))
+        self._fetcher._run_all(self._while_open(lambda machine, now: machine.fill(self.state)))
+
+    def stop_filling(self) -> None:
+        """Bring in only what is read from now on."""
+        self._fetcher._run_all(lambda machine, now: machine.stop_filling(self.state))
 
     def leave(self) -> None:
         """Nobody has it open any more: nothing is read ahead of it. `fill` goes on."""
@@ -154,8 +170,11 @@ class Remote:
 
     def close(self) -> None:
         """Fetch no more of it. Who waits is told so; nothing is given to the sink any more."""
-        self.cancel.set()
         self._fetcher._remove(self)
+
+    def _while_open(self, change: _Change) -> _Change:
+        # Closed under the same lock: the machine must not come to know a file again that was removed.
+        return lambda machine, now: None if self.cancel.is_set() else change(machine, now)
 
     def _ready(self, awaited: Awaited) -> bool | None:
         with self._fetcher._lock:
@@ -281,38 +300,65 @@ class Fetcher:
             remote, request = taken[0]
 
     def _fetch(self, remote: Remote, request: Request) -> HubfsError | None:
-        """Bring a range to its sink; returns why that failed."""
-        handle, start, stop = remote.handle, request.start, request.stop
+        """Bring a range to its sink, piece by piece; returns why that failed."""
+        handle, at, stop = remote.handle, request.start, request.stop
         try:
-            data = remote.source.read(handle, remote.file, start, stop, remote.cancel)
-            if len(data) != stop - start:
-                return UnavailableError(f"{handle}: the hub sent {len(data)} of {stop - start} bytes")
+            pieces = remote.source.pieces(handle, remote.file, at, stop, remote.cancel, PIECE)
+            with closing(pieces):
+                for data in pieces:
+                    error = self._write(remote, at, data)
+                    if error is not None:
+                        return error
+                    at += len(data)
+                    if at < stop:
+                        self._arrive(remote, request, at)
         except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
             return _expected(error, handle)
+        if at != stop:
+            return UnavailableError(
+                f"{handle}: the hub sent {at - request.start} of {stop - request.start} bytes"
+            )
+        return None
+
+    def _write(self, remote: Remote, start: int, data: bytes | memoryview) -> HubfsError | None:
         with self._lock:
             if remote.cancel.is_set():
-                return StoppedError(f"{handle}: hubfs stopped fetching it")
+                return StoppedError(f"{remote.handle}: hubfs stopped fetching it")
             remote.writing += 1
         try:
             remote.sink.write(start, data)
         except OSError as error:
-            return from_os_error(error, handle, "writing to the cache")
-        except Exception as error:  # noqa: BLE001 - as above
-            return _expected(error, handle)
+            return from_os_error(error, remote.handle, "writing to the cache")
         finally:
             with self._lock:
                 remote.writing -= 1
                 self._settled.notify_all()
         return None
 
+    def _arrive(self, remote: Remote, request: Request, upto: int) -> None:
+        """A piece of a request is there, and is not the last one."""
+        with self._lock:
+            if request.file not in self._remotes:
+                return
+            start = request.at
+            remote.sink.kept(start, upto)
+            remote.received += upto - start
+            self._machine.arrived(request, upto)
+            awaited = any(each.want.start < upto and start < each.want.stop for each in remote.awaited)
+        remote.sink.moved(awaited)
+
     def _land(
         self, remote: Remote, request: Request, error: HubfsError | None
     ) -> list[tuple[Remote, Request]]:
         """A request has ended; returns what to send now."""
-        start, stop = request.start, request.stop
         with self._lock:
+            start, stop = request.at, request.stop
             now = time.monotonic()
             given_up = False
+            if isinstance(error, DamagedError):
+                # It takes back what was given before it.
+                self._machine.forget(request.file, request.start, start)
+                start = request.at = request.start
             if error is None and request.file in self._remotes:
                 remote.sink.kept(start, stop)
                 remote.received += stop - start
@@ -339,6 +385,7 @@ class Fetcher:
 
     def _remove(self, remote: Remote) -> None:
         with self._lock:
+            remote.cancel.set()
             if self._remotes.pop(remote.state, None) is not None:
                 self._machine.remove(remote.state)
             while remote.writing:

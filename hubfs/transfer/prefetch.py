@@ -123,8 +123,8 @@ class Want:
     stop: int
 
     def touches(self, request: Request) -> bool:
-        """Whether a request brings some of it."""
-        return self.file is request.file and self.start < request.stop and request.start < self.stop
+        """Whether a request is going to bring some of it."""
+        return self.file is request.file and self.start < request.stop and request.at < self.stop
 
 
 @dataclass(eq=False)
@@ -134,6 +134,7 @@ class Request:
     Attributes:
         attempt: counts from 1.
         began: when it was sent.
+        at: up to where its bytes have come.
     """
 
     file: File
@@ -142,6 +143,10 @@ class Request:
     kind: Kind
     began: float
     attempt: int = 1
+    at: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.at = self.start
 
 
 @dataclass
@@ -221,6 +226,10 @@ class Prefetch:
         """Bring in all of a file, after those for which that was said before."""
         self._fill[file] = None
 
+    def stop_filling(self, file: File) -> None:
+        """Bring in only what is read from now on."""
+        self._fill.pop(file, None)
+
     def leave(self, file: File) -> None:
         """Nobody has the file open any more: nothing is read ahead of it. Filling goes on."""
         file.cursors = []
@@ -250,9 +259,14 @@ class Prefetch:
             times += [lane.rest for lane in self.lanes.values()]
         return min((at for at in times if at > now), default=None)
 
+    def arrived(self, request: Request, upto: int) -> None:
+        """Some of a request's bytes are there; the rest is still on its way."""
+        request.file.mark(request.at, upto, PRESENT)
+        request.at = upto
+
     def done(self, request: Request, now: float) -> None:
         """The bytes of a request are there."""
-        request.file.mark(request.start, request.stop, PRESENT)
+        request.file.mark(request.at, request.stop, PRESENT)
         lane = self._landed(request)
         lane.failures, lane.rest = 0, 0.0
         size = request.stop - request.start
@@ -263,7 +277,7 @@ class Prefetch:
     def failed(
         self, request: Request, now: float, *, temporary: bool, pause: float = 0.0, factor: float = 1.0
     ) -> bool:
-        """A request failed.
+        """A request failed; what has arrived of it stays.
 
         What somebody waits for is tried again as often as the policy says. All else is given up: who comes
         for it tries again, and filling does so after a while.
@@ -278,6 +292,9 @@ class Prefetch:
         """
         lane = self._landed(request)
         lane.failures += 1
+        if request.at > request.start:
+            # It made progress: attempts are counted anew.
+            request.attempt = 1
         again = temporary and self.wanted(request) and request.attempt <= self.policy.retries
         delay = self.policy.retry_delay * factor
         delay *= 2 ** min((request.attempt if again else lane.failures) - 1, 20)
@@ -286,7 +303,7 @@ class Prefetch:
         if again:
             self._retries.append((at, request))
             return False
-        request.file.mark(request.start, request.stop, MISSING)
+        request.file.mark(request.at, request.stop, MISSING)
         self.wants = deque(want for want in self.wants if not want.touches(request))
         if not temporary:
             # What was asked for without need is not asked for again.
@@ -312,10 +329,10 @@ class Prefetch:
             failed = due[1]
             if not self.wanted(failed):
                 self._retries.remove(due)
-                failed.file.mark(failed.start, failed.stop, MISSING)
+                failed.file.mark(failed.at, failed.stop, MISSING)
             elif self._is_free(failed.file):
                 self._retries.remove(due)
-                return Request(failed.file, failed.start, failed.stop, Kind.DEMAND, now, failed.attempt + 1)
+                return Request(failed.file, failed.at, failed.stop, Kind.DEMAND, now, failed.attempt + 1)
         return None
 
     def _demand(self, now: float) -> Request | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from hubfs.errors import DamagedError, HostileError, TooLargeError
-from hubfs.transfer.names import Names, clean, show
+from hubfs.names import Names, clean, show
 
 BLOCK = 512
 

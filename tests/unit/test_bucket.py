@@ -145,6 +145,28 @@ class TestGoogle:
             thread.join()
         assert b"".join(found[i] for i in range(8)) == TREE[name]
 
+    def test_pieces(self, hub: LocalHub, root: Path, make: Callable[..., Buckets]) -> None:
+        content = os.urandom((3 << 20) + 12345)
+        write_tree({"data": content}, root / "large/model/1")
+        buckets = make()
+        origin = listing(buckets.locate("gs://tfhub-modules/large/model/1"))
+        file, step = origin.files["data"], 256 << 10
+        for start, stop in [(0, file.size), (step, 3 << 20), (5, 1000), (9, 9)]:
+            pieces = [bytes(p) for p in origin.source.pieces("h", file, start, stop, NEVER, step)]
+            assert b"".join(pieces) == content[start:stop]
+            assert all(len(piece) % step == 0 for piece in pieces[:-1])
+            assert len(pieces) > 2 or stop < step + 1000 or stop - start < 2 << 20
+        assert origin.source.declared(file) == file
+        left_early = origin.source.pieces("h", file, 0, file.size, NEVER, step)
+        assert content.startswith(next(left_early))
+        left_early.close()
+        cancel = threading.Event()
+        stopped = origin.source.pieces("h", file, 0, file.size, cancel, step)
+        next(stopped)
+        buckets.shut_down()
+        with pytest.raises(StoppedError):
+            list(stopped)
+
     def test_names_that_a_url_cannot_have(
         self, hub: LocalHub, root: Path, make: Callable[..., Buckets]
     ) -> None:
@@ -234,7 +256,7 @@ class TestGoogle:
 
     def test_hub_names_its_bucket(self, hub: LocalHub, make: Callable[..., Buckets]) -> None:
         buckets = make()
-        tfhub = TfHub(buckets._net, buckets)
+        tfhub = TfHub(buckets._net, buckets._settings, buckets)
         handle = f"{hub.url}/google/bert"
         for load_format in (LoadFormat.AUTO, LoadFormat.UNCOMPRESSED):
             origin = listing(tfhub.locate(handle, load_format))
@@ -483,6 +505,43 @@ class TestFaults:
         store.reply = reply
         with pytest.raises(error):
             self.read(make())
+
+    @pytest.mark.parametrize(
+        ("there", "headers", "words"),
+        [
+            (2 << 20, {}, None),
+            (2 << 20, {"ETag": '"other"'}, "not what was listed"),
+            ((2 << 20) - 1, {"Content-Length": str((2 << 20) - 1)}, "2097151 of 2097152 bytes came"),
+            ((2 << 20) + 1, {"Content-Length": str((2 << 20) + 1)}, "2097153 of 2097152 bytes came"),
+            ((3 << 20) + 1, {"Content-Length": str((3 << 20) + 1)}, "of 2097152 bytes came"),
+            ((2 << 20) - 1, {}, "cannot be read"),
+        ],
+        ids=["right", "etag", "short", "long", "longer", "cut"],
+    )
+    def test_pieces_of_another_answer(
+        self,
+        store: FaultyStore,
+        make: Callable[..., Buckets],
+        there: int,
+        headers: Mapping[str, str],
+        words: str | None,
+    ) -> None:
+        size = 2 << 20
+        own = {"Content-Length": str(size), "Content-Range": f"bytes 0-{size - 1}/{size}"}
+        store.reply = Reply(body=bytes(there), headers={**own, **headers})
+        source = buckets_source(make())
+        pieces = source.pieces("h", RemoteFile("dir/f", size, 0, '"etag"'), 0, size, NEVER, 256 << 10)
+        came = 0
+        try:
+            for piece in pieces:
+                came += len(piece)
+        except HubfsError as error:
+            assert words is not None
+            assert words in str(error)
+            assert isinstance(error, ChangedOriginError if "ETag" in headers else UnavailableError)
+            assert came < size, "the last piece is given after all checks"
+        else:
+            assert (words, came) == (None, size)
 
     def test_listing_that_is_none(self, store: FaultyStore, make: Callable[..., Buckets]) -> None:
         for body in (b"", b"<html>sign in</html>", b"<ListBucketResult><Contents/></ListBucketResult>"):

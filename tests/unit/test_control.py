@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hubfs.cache.state import Wait
+from hubfs.cache.readable import Wait
 from hubfs.cache.store import Store
 from hubfs.config import Settings
 from hubfs.errors import AccessError, NotFoundError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
@@ -25,7 +26,7 @@ from hubfs.errors import (
     TooLargeError,
     UnavailableError,
 )
-from hubfs.hubs.base import Archive, Listing
+from hubfs.hubs.base import Archive, Listing, RemoteFile
 from hubfs.hubs.kaggle import Kaggle, endpoint, parse_time
 from hubfs.hubs.kaggle_login import find_credentials
 from hubfs.net import Net
@@ -294,7 +295,7 @@ def test_only_so_much_is_read_past(
 ) -> None:
     kaggle.publish(f"{HANDLE}/1", {"data": b"0123456789"})
     kaggle.object(f"{HANDLE}/1", "data").faults = {"no-ranges"}
-    monkeypatch.setattr("hubfs.hubs.kaggle._MAX_SKIP", 5)
+    monkeypatch.setattr("hubfs.hubs.url_files._MAX_SKIP", 5)
     found = listing(hub)
     assert read(found, "data", 5, 7) == b"56"
     with pytest.raises(ProtocolError, match="does not give ranges; use --load-format compressed"):
@@ -317,7 +318,9 @@ def test_checksums_are_learnt_from_any_range(kaggle: KaggleServer, hub: Kaggle) 
     file = found.files["data"]
     assert (file.md5, file.crc32c) == (None, None)
     read(found, "data", 3, 5)
-    known = found.source.declared(file)  # type: ignore[attr-defined]
+    known = found.source.declared(file)
+    assert known.md5 is not None
+    assert known.crc32c is not None
     assert known.md5.hex() == "781e5e245d69b566979b86e28d23f2c7"
     assert known.crc32c.hex() == "280c069e"
     assert known.etag == '"781e5e245d69b566979b86e28d23f2c7"'
@@ -335,6 +338,73 @@ def test_file_that_changed_under_its_listing(
     stored.body = now
     with pytest.raises(ChangedOriginError, match="data is not the file that was listed"):
         read(found, "data", 5, 10)
+
+
+def test_file_that_was_known_to_an_earlier_process(kaggle: KaggleServer, hub: Kaggle) -> None:
+    kaggle.publish(f"{HANDLE}/1", {"data": b"0123456789"})
+    found = listing(hub)
+    read(found, "data", 0, 1)
+    known, cancel = found.source.declared(found.files["data"]), threading.Event()
+
+    def read_known(file: RemoteFile, again: bool) -> bytes:
+        source = listing(hub).source if again else found.source
+        return source.read("h", file, 2, 4, cancel)
+
+    assert read_known(known, again=True) == b"23"
+    stored = kaggle.object(f"{HANDLE}/1", "data")
+    # Another file by each of the three, in a source that has read it and in one that has not.
+    for change in ({"etag": '"x"'}, {"md5": bytes(16)}, {"crc32c": bytes(4)}):
+        for again in (True, False):
+            with pytest.raises(ChangedOriginError, match="other bytes than before"):
+                read_known(dataclasses.replace(known, **change), again)  # type: ignore[arg-type]
+    # What storage does not say any more is no change, and is not forgotten.
+    stored.faults = {"no-hash"}
+    source = listing(hub).source
+    assert source.read("h", known, 2, 4, cancel) == b"23"
+    assert source.declared(known) == known
+    stored.body = b"abcdefghij"
+    with pytest.raises(ChangedOriginError):
+        read_known(known, again=True)
+
+
+def test_pieces(kaggle: KaggleServer, hub: Kaggle) -> None:
+    body, step = os.urandom(1_048_575), 1 << 16
+    kaggle.publish(f"{HANDLE}/1", {"data": body})
+    found, stored = listing(hub), kaggle.object(f"{HANDLE}/1", "data")
+    file, cancel = found.files["data"], threading.Event()
+
+    def pieces(start: int, stop: int, step: int = 3 << 18) -> list[bytes]:
+        return [bytes(piece) for piece in found.source.pieces("h", file, start, stop, cancel, step)]
+
+    whole = pieces(0, file.size)
+    assert (b"".join(whole), [len(piece) for piece in whole]) == (body, [1_048_575])
+    assert b"".join(pieces(7, 1_000_000)) == body[7:1_000_000]
+    assert pieces(7, 7) == []
+    left_early = found.source.pieces("h", file, 0, file.size, cancel, step)
+    next(left_early)
+    left_early.close()
+    stored.faults = {"flip"}
+    with pytest.raises(DamagedError):
+        pieces(0, file.size)
+    stored.faults = {"short"}
+    with pytest.raises(UnavailableError):
+        pieces(0, file.size)
+
+
+def test_pieces_before_a_failure_are_given(kaggle: KaggleServer) -> None:
+    body = os.urandom(5 << 20)
+    kaggle.publish(f"{HANDLE}/1", {"data": body})
+    settings = Settings.load({})
+    net = Net(settings)
+    found, cancel = listing(Kaggle(net, settings)), threading.Event()
+    for fault, error, whole in (("short", UnavailableError, 2), ("flip", DamagedError, 4)):
+        kaggle.object(f"{HANDLE}/1", "data").faults = {fault}
+        came = []
+        with pytest.raises(error):
+            for piece in found.source.pieces("h", found.files["data"], 0, 5 << 20, cancel, 1 << 18):
+                came.append(len(piece))
+        assert came == [1 << 20] * whole
+    net.close()
 
 
 @pytest.mark.parametrize("faults", [set(), {"chunked", "no-ranges", "no-hash"}])
@@ -582,10 +652,35 @@ def test_unknown_credentials(kaggle: KaggleServer, hub: Kaggle, monkeypatch: pyt
 
 def test_names_that_lead_elsewhere(kaggle: KaggleServer, hub: Kaggle) -> None:
     kaggle.publish(f"{HANDLE}/1", {"data": b"0123456789"})
-    for name in ("../up", "a/..", "/etc/passwd", "a//b", "a/./b", "", "nul\0", "dir/", ".", "..", "\ud800"):
+    climbing = ("../up", "a/..", "/etc/passwd", "a//b", "a/./b", "", "nul\0", "dir/", ".", "..", "\ud800")
+    for name in (*climbing, "x" * 256, "é" * 128, "d/" * 2047 + "ff", "d/" * 128 + "f", 7, None, ["x"]):
         kaggle.changes[:] = [lambda page, name=name: page["files"][0].update(name=name)]
-        with pytest.raises(HostileError, match="a name that cannot be"):
+        with pytest.raises(HostileError, match="a name that no file can have"):
             hub.locate(f"{URL}/1")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ("a", "a", "twice"),
+        ("a", "a/b", "both a file and a directory"),
+        ("a/b", "a", "both a file and a directory"),
+        ("A", "a", "take for one"),
+        ("d/x", "D/y", "take for one"),
+        ("\u00e9", "e\u0301", "take for one"),
+    ],
+)
+def test_names_that_clash(kaggle: KaggleServer, hub: Kaggle, one: str, other: str, words: str) -> None:
+    kaggle.publish(f"{HANDLE}/1", {"data": b"0123456789"})
+    for how in LoadFormat:
+        kaggle.changes[:] = [
+            lambda page: page.update(files=[{"name": name, "size": 1} for name in (one, other)])
+        ]
+        if how is LoadFormat.COMPRESSED:
+            assert isinstance(hub.locate(f"{URL}/1", how), Archive)
+        else:
+            with pytest.raises(HostileError, match=words):
+                hub.locate(f"{URL}/1", how)
 
 
 @pytest.mark.parametrize(

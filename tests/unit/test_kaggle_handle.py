@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hubfs.errors import RefusedError
-from hubfs.hubs.kaggle_handle import is_kaggle, parse, split
+from hubfs.kaggle_handle import is_kaggle, parse
 
 HANDLE = "google/demo/tensorFlow2/small"
 URL = f"https://www.kaggle.com/models/{HANDLE}"
@@ -45,6 +45,7 @@ def test_all_spellings_are_one_handle(handle: str) -> None:
         ("kaggle:/o/m/gemmacpp/2/4", "o/m/gemmaCpp/2/4"),
         ("kaggle:/o/m/frameworks/jax/variations/versions/versions/7", "o/m/jax/versions/7"),
         ("kaggle:/o/m/NewOne/v/1", "o/m/newone/v/1"),
+        ("kaggle:/o/m/jax/v/versions/7", "o/m/jax/v/7"),
     ],
 )
 def test_handle_means(handle: str, name: str) -> None:
@@ -63,6 +64,9 @@ def test_handle_means(handle: str, name: str) -> None:
         "kaggle:/../../tensorFlow2/small/1",
         "kaggle:/google/de%2Fmo/tensorFlow2/small/1",
         "kaggle:/google/demo/tensorFlow2/sm all/1",
+        "kaggle:/google/demo/tensorFlow2/__pycache__/1",
+        "kaggle:/google/demo/Frameworks/jax/v/1",
+        "kaggle:/google/demo/frameworks/jax/versions/v/1",
         "https://tfhub.dev/google/demo/1",
     ],
 )
@@ -84,10 +88,3 @@ def test_what_is_not_a_model_is_refused(handle: str) -> None:
 )
 def test_other_services_are_not_kaggle(handle: str) -> None:
     assert not is_kaggle(handle)
-
-
-def test_path_below_a_model() -> None:
-    below = "https:/www.kaggle.com/models/google/demo/frameworks/TFLITE/variations/v/versions/3/variables/a.b"
-    model, inner = split(below)
-    assert (str(model), inner) == ("google/demo/tfLite/v/3", "variables/a.b")
-    assert [str(part) for part in split("kaggle:/o/m/jax/v/README.md")] == ["o/m/jax/v", "README.md"]

@@ -29,6 +29,9 @@ ORDER = (
     "net",
     "sharing",
     "handles",
+    "kaggle_handle",
+    "places",
+    "names",
     "config",
     "errors",
 )

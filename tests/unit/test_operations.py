@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hubfs.cache.state import Wait
+from hubfs.cache.readable import Wait
 from hubfs.cache.store import Store
 from hubfs.config import Settings
 from hubfs.fs.control import Control

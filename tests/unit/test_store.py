@@ -18,8 +18,9 @@ import pytest
 from hubfs.cache.entry import Entry
 from hubfs.cache.layout import write_descriptor
 from hubfs.cache.manifest import DirectoryInfo, FileInfo
-from hubfs.cache.state import Wait
-from hubfs.cache.store import IDLE_ENTRIES, Model, Store, prefixed
+from hubfs.cache.models import Model, models, prefixed
+from hubfs.cache.readable import Wait
+from hubfs.cache.store import IDLE_ENTRIES, Store
 from hubfs.config import Settings
 from hubfs.errors import (
     AccessError,
@@ -560,7 +561,7 @@ def test_models_of_a_cache(hub: FaultHub, store: Store) -> None:
     layout.lock(cache_key(handles["coming"])).write_text("another-host.1.abc")
     write_tree(TREE, layout.model("f" * 40))
     hub.clear_log()
-    found = {model.handle: model for model in store.models()}
+    found = {model.handle: model for model in models(store.layout)}
     size = sum(map(len, TREE.values()))
     assert {handle: model.state for handle, model in found.items()} == {
         f"{hub.url}/{PATH}": "complete",
@@ -589,7 +590,7 @@ def test_models_by_prefix(prefix: str, expected: int) -> None:
 
 
 def test_models_of_a_missing_cache(store: Store) -> None:
-    assert list(store.models()) == []
+    assert list(models(store.layout)) == []
     assert store.status()["cache"]["models"] == 0
     assert store.space() == (0, 0)
 
@@ -700,5 +701,5 @@ def test_read_only_cache_serves_what_it_has(hub: FaultHub, make_store: MakeStore
         entry_of(store, hub, "google/other/1").manifest(WAIT)
     assert caught.value.errno == errno.EROFS
     assert hub.body_requests() == []
-    assert [model.handle for model in store.models()] == [handle]
+    assert [model.handle for model in models(store.layout)] == [handle]
     store.close()

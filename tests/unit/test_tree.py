@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubfs.cache.layout import write_descriptor
-from hubfs.cache.state import Wait
+from hubfs.cache.readable import Wait
 from hubfs.cache.store import Store
 from hubfs.config import Settings
 from hubfs.errors import HubfsError, NotFoundError, RefusedError, StalledError

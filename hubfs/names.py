@@ -1,4 +1,4 @@
-"""The names in an archive: what they mean, and that no two of them mean one place."""
+"""The names in an archive or a listing: what they mean, and that no two of them mean one place."""
 
 from __future__ import annotations
 
@@ -32,21 +32,46 @@ def clean(raw: bytes) -> str:
         offence = "an absolute name"
     elif b".." in parts:
         offence = "'..' in its name"
-    elif len(raw) > MAX_PATH or len(parts) > MAX_DEPTH or any(len(part) > MAX_COMPONENT for part in parts):
+    elif _is_too_long(raw, parts):
         offence = "too long a name"
     if offence:
         raise HostileError(f"the archive has a member with {offence}: {show(raw)}")
     return b"/".join(parts).decode("utf-8", "surrogateescape")
 
 
+def as_listed(name: object, what: str) -> str:
+    """A name as a listing has it: the path of a file, with nothing in it that would have to be cleaned.
+
+    Args:
+        what: has the name; begins the message.
+
+    Raises:
+        HostileError: no file below a directory can have it.
+    """
+    try:
+        raw = name.encode() if isinstance(name, str) else b""
+    except UnicodeEncodeError:
+        raw = b""
+    parts = raw.split(b"/")
+    if b"\0" in raw or any(part in (b"", b".", b"..") for part in parts) or _is_too_long(raw, parts):
+        raise HostileError(f"{what} has a name that no file can have: {show(str(name))}")
+    return str(name)
+
+
+def _is_too_long(raw: bytes, parts: list[bytes]) -> bool:
+    return len(raw) > MAX_PATH or len(parts) > MAX_DEPTH or any(len(part) > MAX_COMPONENT for part in parts)
+
+
 class Names:
     """All names so far, to tell a place that is taken twice."""
 
-    def __init__(self, max_files: int) -> None:
+    def __init__(self, max_files: int, what: str = "the archive") -> None:
         """
         Args:
             max_files: the most files and directories, with those that are only implied by others' names.
+            what: has the names; begins each message.
         """
+        self._what = what
         self._max_files = max_files
         self._characters = 0
         self._is_dir: dict[str, bool] = {}
@@ -73,20 +98,23 @@ class Names:
             if known and is_dir:
                 return  # GNU tar repeats directories when it appends.
             twice = "both a file and a directory" if known or is_dir else "twice"
-            raise HostileError(f"the archive has a member {twice}: {show(name)}")
+            raise HostileError(f"{self._what} has a member {twice}: {show(name)}")
         # Canonical caseless matching (Unicode, D145): what case-insensitive file systems take for one name.
         folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
         other = self._folded.setdefault(folded, name)
         if other != name:
             raise HostileError(
-                f"the archive has two names that some file systems take for one: {show(other)}, {show(name)}"
+                f"{self._what} has two names that some file systems take for one: {show(other)}, {show(name)}"
             )
         self._is_dir[name] = is_dir
         self._characters += len(name)
         if len(self._is_dir) > self._max_files:
-            raise TooLargeError(f"the archive holds more than {self._max_files} files and directories")
+            raise TooLargeError(
+                f"{self._what} holds more than {self._max_files} files and directories",
+                hint="a larger --max-model-files allows it",
+            )
         if self._characters > MAX_NAMES:
-            raise TooLargeError(f"the archive's names have more than {MAX_NAMES} characters together")
+            raise TooLargeError(f"{self._what} has names of more than {MAX_NAMES} characters together")
 
 
 def show(name: str | bytes) -> str:

@@ -1,0 +1,364 @@
+"""A version that is brought into the cache file by file and chunk by chunk, as its files are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from hubfs.cache.kept_file import KeptFile, OpenKept
+from hubfs.cache.landing import acquire, publish
+from hubfs.cache.listed import Listed, Owner, ends_listing
+from hubfs.cache.manifest import Manifest
+from hubfs.cache.partial import Partial
+from hubfs.cache.readable import Readable
+from hubfs.errors import AccessError, DamagedError, DiskFullError, HubfsError, StoppedError, from_os_error
+from hubfs.hubs.base import Listing
+from hubfs.transfer.fetch import Fetcher
+from hubfs.transfer.storage import Storage
+
+if TYPE_CHECKING:
+    from hubfs.cache.layout import Layout
+    from hubfs.config import Settings
+
+log = logging.getLogger(__name__)
+
+#: Bytes that a kill costs at most, besides what is on its way: more are brought to stable storage at once.
+FLUSH: Final = 8 << 20
+#: Seconds after which fewer are.
+FLUSH_AFTER: Final = 1.0
+#: Seconds for which a version that nobody reads stays in this process's hands.
+LINGER: Final = 2.0
+#: Files that are brought in at the same time, beside those that somebody reads.
+BATCH: Final = 32
+#: Descriptors for writing that are kept; those of files that are there are closed first.
+DESCRIPTORS: Final = 256
+#: Checking and storing give way to readers, who wait for neither: by so much (nice(2)).
+NICE: Final = 10
+
+
+class Kept(Listed):
+    """Files of a listing on their way into the cache. One thread stores, checks and publishes them."""
+
+    def __init__(
+        self,
+        listing: Listing,
+        manifest: Manifest,
+        key: str,
+        layout: Layout,
+        fetcher: Fetcher,
+        settings: Settings,
+        owner: Owner,
+    ) -> None:
+        """
+        Raises:
+            BusyError: another process is bringing it in.
+            CacheError: the cache cannot be written.
+        """
+        self.listing = listing
+        self.manifest = manifest
+        self._key = key
+        self._layout = layout
+        self._fetcher = fetcher
+        self._settings = settings
+        self._owner = owner
+        self.partial = Partial(layout.partial(key), listing)
+        self._changed = threading.Condition(threading.Lock())  # protects what follows
+        self._files: dict[str, KeptFile] = {}
+        self._arrived: deque[str] = deque()
+        self._damaged: set[str] = set()
+        self._rest: Iterator[str] | None = None
+        self._filling: set[str] = set()
+        self._failures = 0
+        self._opened = 0
+        self._opening = 0
+        self._leaving = False
+        self._stopped = threading.Event()
+        self._discard = False
+        self.fill_error: HubfsError | None = None
+        threading.Thread(target=self._run, name="hubfs-keep", daemon=True).start()
+
+    # ---- for the entry
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether all of the version is being brought in."""
+        with self._changed:
+            return self._rest is not None
+
+    @property
+    def received(self) -> int:
+        with self._changed:
+            files = [file for file in self._files.values() if not file.whole]
+        return self.partial.verified_size + sum(file.stored for file in files)
+
+    def open(self, path: str, *, direct: bool) -> Readable | None:
+        with self._changed:
+            self.check()
+            if self._leaving:
+                return None
+            file = self._file(path)
+            file.readers += 1
+            self._opened += 1
+            self._opening += 1
+        try:
+            return OpenKept(self, self._owner, file, self.partial.reader(path), direct)
+        except BaseException:
+            with self._changed:
+                file.readers -= 1
+                self._opened -= 1
+            raise
+        finally:
+            with self._changed:
+                self._opening -= 1
+                self._changed.notify_all()
+
+    def closed(self, file: KeptFile) -> None:
+        """A reader of a file went."""
+        with self._changed:
+            file.readers -= 1
+            self._opened -= 1
+            if not file.readers and not file.whole:
+                file.remote.leave()
+            self._changed.notify_all()
+        self._owner.note_closed()
+
+    def fill(self) -> None:
+        """Bring in all of the version, the smallest files first."""
+        with self._changed:
+            if self._rest is None:
+                sizes = self.listing.files
+                self._rest = iter(sorted(sizes, key=lambda path: (sizes[path].size, path)))
+                self.fill_error, self._failures = None, 0
+                self._changed.notify_all()
+            else:
+                return
+        self._feed()
+
+    def retire(self) -> None:
+        self.close()
+
+    def stored(self, path: str) -> int:
+        with self._changed:
+            file = self._files.get(path)
+            return file.stored if file else 0
+
+    def close(self) -> None:
+        self._stopped.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    # ---- what the fetcher tells, from its threads
+
+    def moved(self, file: KeptFile, awaited: bool) -> None:
+        if file.remote.complete or self.partial.unstored() >= FLUSH:
+            with self._changed:
+                self._failures = 0
+                if file.remote.complete and not file.queued:
+                    file.queued = True
+                    self._arrived.append(file.path)
+                self._changed.notify_all()
+        self._owner.came(awaited)
+
+    def failed(self, file: KeptFile, error: HubfsError) -> None:
+        if isinstance(error, StoppedError):
+            return
+        if ends_listing(error) or isinstance(error, DiskFullError):
+            self._end_with(error, discard=not isinstance(error, AccessError))
+            return
+        with self._changed:
+            self._failures += 1
+            if not error.temporary or self._failures > self._settings.retries:
+                # Whoever needs it tries again.
+                self._rest, self.fill_error = None, error
+                filling, self._filling = self._filling, set()
+                remotes = [self._files[path].remote for path in filling if path in self._files]
+            else:
+                remotes = []
+        for remote in remotes:
+            remote.stop_filling()
+        if remotes:
+            self._owner.came(True)
+
+    # ---- within
+
+    def _file(self, path: str) -> KeptFile:
+        """A file, for all who read it. `_changed` must be held."""
+        file = self._files.get(path)
+        if file is None:
+            file = self._files[path] = KeptFile(self, path, self._fetcher)
+            if file.remote.complete:
+                file.queued = True
+                self._arrived.append(path)
+                self._changed.notify_all()
+        return file
+
+    def _feed(self) -> None:
+        """See to it that a batch of files is being brought in."""
+        with self._changed:
+            started = []
+            while self._rest is not None and len(self._filling) < BATCH:
+                path = next(self._rest, None)
+                if path is None:
+                    break
+                if not self.partial.is_verified(path):
+                    started.append(self._file(path))
+                    self._filling.add(path)
+        for file in started:
+            file.remote.fill()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        error: HubfsError | None = None
+        try:
+            while (step := self._next()) is not None:
+                step()
+        except HubfsError as failure:
+            error = None if isinstance(failure, StoppedError) else failure
+        except OSError as failure:
+            error = from_os_error(failure, self.listing.handle, "writing to the cache")
+        except Exception as failure:
+            # Readers wait for an answer, whatever happens.
+            log.error("%s: internal error", self.listing.handle, exc_info=failure)
+            error = HubfsError(f"{self.listing.handle}: internal error: {failure!r}")
+        if error is not None:
+            self.error = self.error or error
+            self._discard = self._discard or isinstance(error, (DamagedError, DiskFullError))
+        self._end(error)
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next thing to do; waits for it. `None` at the end."""
+        with self._changed:
+            lingered = False
+            while not self._stopped.is_set():
+                if self.partial.unstored() >= FLUSH:
+                    return self.partial.flush
+                if self._arrived:
+                    path = self._arrived.popleft()
+                    return lambda: self._check(path)
+                if self.partial.is_complete():
+                    return self._publish
+                idle = not self._opened and not self._filling
+                if idle and lingered:
+                    self._leaving = True
+                    return None
+                lingered = idle
+                moved = self._changed.wait(LINGER if idle else FLUSH_AFTER)
+                if not moved and self.partial.unstored():
+                    return self.partial.flush
+                lingered = lingered and not moved
+            self._leaving = True
+            return None
+
+    def _check(self, path: str) -> None:
+        """All of a file has come: compare it with its checksum."""
+        file = self._files[path]
+        try:
+            for _ in self.partial.verify(path, self.listing.source.declared(self.partial.file(path))):
+                if self._stopped.is_set():
+                    return
+                if self.partial.unstored() >= FLUSH:
+                    self.partial.flush()
+        except DamagedError as error:
+            self._begin_again(file, error)
+            return
+        file.whole = True
+        file.remote.close()
+        with self._changed:
+            self._filling.discard(path)
+            known = list(self._files.values()) if len(self._files) > DESCRIPTORS else []
+        for other in known:
+            self._forget(other)
+        self._feed()
+
+    def _forget(self, file: KeptFile) -> None:
+        """Hold nothing of a file that is whole and that nobody reads."""
+        with self._changed:
+            if not file.whole or file.readers:
+                return
+            del self._files[file.path]
+        self.partial.release(file.path)
+
+    def _begin_again(self, file: KeptFile, error: DamagedError) -> None:
+        """What came of a file is not what the hub declares: once, it is fetched anew."""
+        file.error = error
+        file.remote.close()
+        self._owner.tainted(file.path)
+        with self._changed:
+            again = file.path not in self._damaged
+            self._damaged.add(file.path)
+            del self._files[file.path]
+            filling = file.path in self._filling
+        if not again:
+            raise error
+        log.warning("%s; it is fetched again", error)
+        self._owner.came(True)
+        with self._changed:
+            other = self._file(file.path)
+        if filling:
+            other.remote.fill()
+
+    def _publish(self) -> None:
+        handle, layout = self.listing.handle, self._layout
+        lock = acquire(handle, self._key, layout, self._settings, self._owner, self._stopped)
+        self._discard = True
+        if lock is None:
+            # Another process published it meanwhile.
+            self.close()
+            return
+        try:
+            files = self.partial.files_directory
+            self.partial.flush()
+            _set_times(files, self.manifest)
+            with contextlib.closing(Storage()) as storage:
+                storage.sync(files)
+            with self._changed:
+                # Whoever comes now opens it where it is going to be.
+                self._leaving = True
+                while self._opening:
+                    self._changed.wait()
+            model = publish(layout, self._key, handle, lock, files, self.manifest)
+            self._owner.kept_whole(self.manifest, model)
+        finally:
+            lock.release()
+        self.close()
+
+    def _end_with(self, error: HubfsError, *, discard: bool) -> None:
+        with self._changed:
+            if self.error is None:
+                self.error = error
+                self._discard = discard
+        self._owner.origin_failed(self, error)
+        self.close()
+
+    def _end(self, error: HubfsError | None) -> None:
+        self._stopped.set()
+        with self._changed:
+            files, self._arrived = list(self._files.values()), deque()
+        for file in files:
+            file.remote.close()
+        try:
+            if self._discard:
+                self.partial.discard()
+            else:
+                self.partial.flush()
+        except OSError as failure:
+            log.warning("%s: what came last is fetched again: %s", self.listing.handle, failure)
+        self.partial.close()
+        self._owner.ended(self, error)
+
+
+def _set_times(directory: Path, manifest: Manifest) -> None:
+    """Give files and directories the publisher's times, the directories last."""
+    for path, info in manifest.files.items():
+        os.utime(directory / path, (info.mtime, info.mtime), follow_symlinks=False)
+    for path in sorted(manifest.directories, reverse=True):
+        mtime = manifest.directories[path]
+        os.utime(directory / path, (mtime, mtime), follow_symlinks=False)
+    os.utime(directory, (manifest.mtime, manifest.mtime))

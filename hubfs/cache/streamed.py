@@ -1,0 +1,99 @@
+"""A version of which nothing is kept but blocks in memory: `UNCOMPRESSED`, or no cache to be used."""
+
+from __future__ import annotations
+
+import threading
+
+from hubfs.cache.blocks import Memory, MemoryFile
+from hubfs.cache.listed import Listed, Owner, ends_listing
+from hubfs.cache.readable import Readable, Wait
+from hubfs.errors import HubfsError
+from hubfs.hubs.base import Listing
+from hubfs.transfer.fetch import Awaited
+
+
+class Streamed(Listed):
+    """Files of a listing, read through the memory that all versions share."""
+
+    def __init__(self, listing: Listing, memory: Memory, owner: Owner) -> None:
+        self.listing = listing
+        self._memory = memory
+        self._owner = owner
+        self._lock = threading.Lock()  # protects what follows
+        self._files: dict[str, MemoryFile] = {}
+        self._readers: dict[str, int] = {}
+        self._retired = False
+
+    def open(self, path: str, *, direct: bool) -> Readable:
+        with self._lock:
+            self.check()
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = self._memory.file(
+                    self.listing, path, moved=self._owner.came, failed=self._failed
+                )
+            self._readers[path] = self._readers.get(path, 0) + 1
+        return _StreamedFile(self, self._owner, path, file, direct)
+
+    def stored(self, path: str) -> int:
+        return 0
+
+    def closed(self, path: str) -> None:
+        """A reader of a file went. Its blocks stay for the next one: TensorFlow opens files several times."""
+        with self._lock:
+            self._readers[path] -= 1
+            file = self._files.get(path)
+            if not self._readers[path] and file is not None:
+                file.remote.leave()
+            over = self._retired and not any(self._readers.values())
+        if over:
+            self.close()
+        self._owner.note_closed()
+
+    def retire(self) -> None:
+        with self._lock:
+            self._retired = True
+            over = not any(self._readers.values())
+        if over:
+            self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            files, self._files = self._files, {}
+        for file in files.values():
+            file.close()
+        self._owner.ended(self, None)
+
+    def fill(self) -> None:
+        """There is no place for all of it."""
+
+    def _failed(self, error: HubfsError) -> None:
+        if ends_listing(error):
+            self.error = error
+            self._owner.origin_failed(self, error)
+
+
+class _StreamedFile(Readable):
+    """Open for one reader."""
+
+    def __init__(self, version: Streamed, owner: Owner, path: str, file: MemoryFile, direct: bool) -> None:
+        self.direct = direct
+        self._version = version
+        self._owner = owner
+        self._path = path
+        self._file = file
+
+    def read_into(self, buffer: memoryview, offset: int, wait: Wait) -> int:
+        self._version.check()
+
+        def until(awaited: Awaited) -> None:
+            def ready() -> bool | None:
+                self._version.check()
+                return awaited.ready()
+
+            self._owner.until(ready, wait)
+
+        return self._file.read_into(buffer, offset, until)
+
+    def close(self) -> None:
+        self._version.closed(self._path)

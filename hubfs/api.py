@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from hubfs.config import Settings
 from hubfs.errors import HubfsError, InterruptedWait, StoppedError
+from hubfs.handles import host_to_allow
 
 if TYPE_CHECKING:
     from hubfs.cache.models import Model
@@ -120,7 +120,7 @@ def pull(
     from hubfs.cache.store import Store
 
     settings = _settings(settings, overrides)
-    named = {_host(handle) for handle in handles if "://" in handle}
+    named = {host_to_allow(handle) for handle in handles}
     settings = dataclasses.replace(settings, allow_hosts=(*settings.allow_hosts, *sorted(named - {""})))
     store = Store(settings, keep=True)
     pool = ThreadPoolExecutor(PARALLEL, "hubfs-pull")
@@ -141,20 +141,6 @@ def models(settings: Settings | None = None, prefix: str = "") -> list[Model]:
 
     settings = _settings(settings, {})
     return list(cached.prefixed(cached.models(Layout(Path(settings.cache_dir))), prefix, settings.hub))
-
-
-def _host(url: str) -> str:
-    """What a URL needs to be allowed: its host and port, or its bucket.
-
-    Empty if it is not such a URL, which its own transfer is going to say.
-    """
-    try:
-        split = urlsplit(url)
-    except ValueError:
-        return ""
-    if split.scheme in ("gs", "s3"):
-        return f"{split.scheme}://{split.netloc}" if split.netloc else ""
-    return split.netloc if split.scheme in ("http", "https") else ""
 
 
 def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:

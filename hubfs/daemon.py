@@ -85,6 +85,7 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
         HubfsError: it could not be mounted.
     """
     # Imported here: `hubfs mount` in the background does not need them.
+    from hubfs.cache.manifest import Manifest
     from hubfs.cache.store import Store
     from hubfs.fs import libfuse
     from hubfs.fs.control import Control
@@ -107,6 +108,7 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
             def exit_session() -> None:
                 try:
                     store.begin_close()
+                    ops.end()
                 finally:
                     libfuse.end(session)
 
@@ -118,6 +120,10 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
                 daemon=True,
             ).start()
 
+        def outdated(handle: str, manifest: Manifest) -> None:
+            ops.outdated(tree.paths_of(handle, manifest))
+
+        store.on_outdated = outdated
         ops = Operations(tree, read_modes, store.layout.root, settings.read_timeout, ready)
         log.info(
             "hubfs %s: mounting %s on %s, cache %s", __version__, settings.hub, mountpoint, settings.cache_dir

@@ -154,6 +154,17 @@ def end(session: int) -> None:
     library.fuse_exit(ctypes.c_void_p(session))
 
 
+def forget(session: int, path: str) -> None:
+    """Have the kernel forget attributes and pages of a path. Waits for reads of it that are under way.
+
+    Raises:
+        OSError: the kernel does not know it.
+    """
+    code = library.fuse_invalidate_path(ctypes.c_void_p(session), os.fsencode(path))
+    if code:
+        raise OSError(-code, os.strerror(-code), path)
+
+
 def session() -> int:
     """libfuse's handle of the mount; only within a callback."""
     return int(library.fuse_get_context().contents.fuse)

@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from hubfs.cache.readable import Readable, Wait
 from hubfs.errors import HubfsError
 from hubfs.fs import libfuse
+from hubfs.fs.forgetting import Forgetting
 from hubfs.fs.parallel import ParallelLookups
 from hubfs.fs.passthrough import ReadMode, ReadModes, set_backing_id
 from hubfs.fs.signals import pending_signal
@@ -85,6 +86,8 @@ class Operations:
         self._cache = cache
         self._timeout = read_timeout
         self._on_ready = on_ready
+        self._session = 0
+        self._forgetting = Forgetting(lambda path: libfuse.forget(self._session, path))
         self._parallel = ParallelLookups(libfuse.library, libfuse.library_version())
         self._handles = itertools.count(1)
         self._lock = threading.Lock()  # protects the two below
@@ -96,9 +99,21 @@ class Operations:
         with self._lock:
             return len(self._open)
 
+    def outdated(self, paths: Sequence[str]) -> None:
+        """Files have changed at the hub: have the kernel forget what it knows of these paths."""
+        self._forgetting.tell(paths)
+
+    def end(self) -> None:
+        """No more is told to the kernel: the session ends."""
+        self._forgetting.close()
+
+    # When libfuse ends by itself. mfusepy looks for the name.
+    def destroy(self, path: str) -> None:
+        self.end()
+
     # Not decorated: mfusepy looks for the name, and an error here must stop the mount.
     def init_with_config(self, conn: Any, config: Any) -> None:
-        session = libfuse.session()
+        session = self._session = libfuse.session()
         if conn is not None:
             conn.max_background = libfuse.BACKGROUND
             conn.congestion_threshold = libfuse.BACKGROUND * 3 // 4

@@ -8,17 +8,17 @@ import functools
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 from hubfs.cache.entry import Entry
-from hubfs.cache.manifest import DirectoryInfo, FileInfo, Info
+from hubfs.cache.manifest import DirectoryInfo, FileInfo, Info, Manifest
 from hubfs.cache.readable import Readable, Wait
 from hubfs.cache.store import Store
 from hubfs.errors import NotFoundError, RefusedError
 from hubfs.fs.control import Control
-from hubfs.handles import MODEL_FILES, Alias, InModel, Namespace
+from hubfs.handles import Alias, InModel, Namespace
 
 #: Name of the directory of control files at the top of the mount. It is not listed, as tools that copy
 #: or search a mount have no use for it.
@@ -152,6 +152,14 @@ class Tree:
             return self._control.attributes_of(node.entry, path)
         return self._control.attributes_below(node.parts) if isinstance(node, Namespace) else {}
 
+    def paths_of(self, handle: str, manifest: Manifest) -> Sequence[str]:
+        """The paths that a version has in this mount, directories included; none if it is not shown."""
+        base = self._store.handles.mount_path(handle)
+        if base is None:
+            return []
+        inner = [*manifest.files, *manifest.directories]
+        return [f"/{base}", *(f"/{base}/{path}" for path in inner)]
+
     def space(self, block: int) -> tuple[int, int, int]:
         """Blocks of the cache's file system, free ones, and 0 for files, which are not counted."""
         total, free = self._store.space()
@@ -181,11 +189,9 @@ class Tree:
             return node
         if isinstance(place, InModel):
             return InEntry(self._store.entry(place.handle), place.inner)
-        if parts and parts[-1] in MODEL_FILES:
-            # The only names that make hubfs ask for an unversioned handle.
-            above = self._store.handles.place("/".join(parts[:-1]))
-            if isinstance(above, Namespace) and above.handle:
-                return InEntry(self._store.entry(above.handle), parts[-1])
+        unversioned = self._store.handles.unversioned(path)
+        if unversioned is not None:
+            return InEntry(self._store.entry(unversioned.handle), unversioned.inner)
         if isinstance(place, RefusedError):
             if len(parts) == 2 and parts[0].endswith(":"):
                 # A host: who typed it will look for the reason.

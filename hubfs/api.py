@@ -127,7 +127,9 @@ def pull(
     stop = cancel or threading.Event()
     try:
         jobs = [pool.submit(_pull_one, store, handle, stop, on_progress) for handle in handles]
-        return [job.result() for job in jobs]
+        results = [job.result() for job in jobs]
+        store.finish_sharing(stop)
+        return results
     finally:
         store.begin_close()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -46,26 +46,6 @@ LARGEST_COPY = 5 << 30
 _DIRECTORIES = {"assets", "assets.extra", "variables", "debug"}
 
 
-#: Longer locks are nobody's.
-MAX_LOCK = 4096
-
-
-def lock_of(key: str) -> str:
-    return f"{key}.lock"
-
-
-def descriptor_of(key: str) -> str:
-    return f"{key}.descriptor.txt"
-
-
-def manifest_of(key: str) -> str:
-    return f"{key}.hubfs.json"
-
-
-def tmp_of(key: str, uid: str) -> str:
-    return f"{key}.{uid}.tmp"
-
-
 @dataclass(frozen=True)
 class Object:
     """A small object's content, and what names this version of it in a condition."""

@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hubfs.cache.bucket import MAX_LOCK, Bucket, UnsupportedError, lock_of
-from hubfs.cache.lease import Policy, Term, content_of, new_token, token_of
+from hubfs.cache.bucket import Bucket, UnsupportedError
+from hubfs.cache.lease import MAX_LOCK, Policy, Term, content_of, lock_of, new_token, token_of
 from hubfs.errors import HubfsError, ProtocolError, StoppedError
 
 if TYPE_CHECKING:

@@ -48,9 +48,10 @@ class EntryJobs(EntryState):
 
     def published(self, directory: Path) -> None:
         with self.changed:
-            self._directory = directory
+            self._directory, manifest = directory, self._manifest
             self._moved()
-        self._store.note_published(self)
+        if manifest is not None:
+            self._store.note_published(self, manifest, directory)
 
     def waiting(self, grown: int) -> None:
         with self.changed:
@@ -68,7 +69,7 @@ class EntryJobs(EntryState):
 
     def kept_whole(self, manifest: Manifest, directory: Path) -> None:
         self._become_complete(manifest, directory)
-        self._store.note_published(self)
+        self._store.note_published(self, manifest, directory)
 
     def tainted(self, path: str) -> None:
         with self.changed:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 #: What the uid of a lease begins with, by which others know that its owner renews it.
 _MARK = "hubfs"
+#: Longer locks are nobody's; in bytes.
+MAX_LOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,14 @@ class Term:
     def is_over(self, now: float) -> bool:
         """Whether others may soon take it for dead."""
         return now - self._confirmed >= self._policy.safe
+
+
+def lock_of(key: str) -> str:
+    return f"{key}.lock"
+
+
+def tmp_of(key: str, uid: str) -> str:
+    return f"{key}.{uid}.tmp"
 
 
 def content_of(host: str, pid: int, token: str, renewals: int) -> str:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from hubfs.cache.bucket import LARGEST_COPY, Bucket, descriptor_of, manifest_of, md5_of, tmp_of
+from hubfs.cache.bucket import LARGEST_COPY, Bucket, md5_of
 from hubfs.cache.holder import Lease
+from hubfs.cache.lease import tmp_of
 from hubfs.cache.manifest import FileInfo, is_model_file
 from hubfs.errors import DamagedError, HubfsError, StoppedError, from_os_error
 from hubfs.hubs.base import RemoteFile
@@ -26,6 +27,14 @@ log = logging.getLogger(__name__)
 _FORMAT = "tier-1"
 #: Cleaning up must not hold up a stop for longer.
 _CLEANING_SECONDS = 10.0
+
+
+def descriptor_of(key: str) -> str:
+    return f"{key}.descriptor.txt"
+
+
+def manifest_of(key: str) -> str:
+    return f"{key}.hubfs.json"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from hubfs.errors import (
     StoppedError,
 )
 from hubfs.handles import version_of
+from hubfs.hubs.base import Listing
 
 if TYPE_CHECKING:
     from hubfs.cache.store import Store
@@ -54,10 +55,15 @@ class State(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An entry's state at one moment, for people."""
+    """An entry's state at one moment, for people.
+
+    Attributes:
+        origin: where its bytes come from, as far as that is known: a place in a bucket, or `archive`.
+    """
 
     handle: str
     state: str
+    origin: str | None
     received: int
     total: int | None
     written: int
@@ -131,6 +137,7 @@ class EntryState:
             return Snapshot(
                 self.handle,
                 self._state(failed).value,
+                self._origin_in_words(),
                 received,
                 total,
                 arrival.written if arrival else received,
@@ -138,6 +145,11 @@ class EntryState:
                 self._waiting,
                 failed,
             )
+
+    def _origin_in_words(self) -> str | None:
+        if self._origin is None:
+            return None
+        return self._origin.where if isinstance(self._origin, Listing) else "archive"
 
     def _state(self, failed: HubfsError | None) -> State:
         if self._manifest is not None:

@@ -19,6 +19,7 @@ from cachetools import LRUCache
 
 from hubfs.cache.blocks import Memory
 from hubfs.cache.entry import Entry
+from hubfs.cache.fleet import Fleet
 from hubfs.cache.index import Index
 from hubfs.cache.jobs import EntryJobs
 from hubfs.cache.kept import Kept
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 #: Transfers, and requests that look for a model, that run at the same time.
 CARRIERS: Final = 16
 LOCATORS: Final = 32
+FLEET_LOCATORS: Final = 256
 #: Entries kept in memory that are idle. A forgotten one is read from disk again.
 IDLE_ENTRIES: Final = 512
 #: Failures that status remembers.
@@ -82,12 +84,15 @@ class Store:
         self.layout = Layout(Path(settings.cache_dir))
         self.handles = HandleMap(settings.hub, settings.allow_hosts)
         self.net = Net(settings)
-        self.locators = ThreadPoolExecutor(LOCATORS, "hubfs-locate")
+        # Who waits for another machine holds one.
+        locators = FLEET_LOCATORS if settings.shared_cache else LOCATORS
+        self.locators = ThreadPoolExecutor(locators, "hubfs-locate")
         self.carriers = ThreadPoolExecutor(CARRIERS, "hubfs-transfer")
         self.index = Index(self.layout, self.handles)
         self.closed = False
         self.started = time.time()
         self._buckets = Buckets(self.net, settings)
+        self._fleet = Fleet(settings, keeps=self._keeps) if settings.shared_cache else None
         self._hubs = hubs(self.net, settings, self._buckets)
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # protects the four below
@@ -155,7 +160,9 @@ class Store:
             raise OfflineError(
                 f"{handle}: not cached, and hubfs is offline", hint="leave --offline away to download it"
             )
-        return self._ask(hub, handle)
+        if self._fleet is None:
+            return self._ask(hub, handle)
+        return self._fleet.locate(handle, key, lambda: self._ask(hub, handle), waiting)
 
     def _ask(self, hub: Hub, handle: str) -> Origin:
         """Ask a hub, trying again where that can help."""
@@ -233,6 +240,8 @@ class Store:
                 self._running[entry.handle] = entry
             else:
                 self._running.pop(entry.handle, None)
+        if self._fleet is not None:
+            self._fleet.note_running(entry.key, runs)
 
     def running(self) -> list[EntryState]:
         """Entries whose bytes are on their way."""
@@ -248,10 +257,17 @@ class Store:
                 known[entry.handle] = None
         return list(known)
 
-    def note_published(self, entry: EntryState) -> None:
-        """A version is in the cache now."""
+    def note_published(self, entry: EntryState, manifest: Manifest, directory: Path) -> None:
+        """A version was brought into the cache."""
         self.note_use(entry.key)
         self.index.add(entry.key, entry.handle)
+        if self._fleet is not None:
+            self._fleet.note_published(entry.handle, entry.key, directory, manifest)
+
+    def finish_sharing(self, stop: threading.Event) -> None:
+        """Wait until what was brought in is in the shared tier too, or could not be put there."""
+        if self._fleet is not None:
+            self._fleet.finish(stop)
 
     def note_failure(self, handle: str, error: HubfsError) -> None:
         with self._reports_lock:
@@ -297,6 +313,7 @@ class Store:
                 "models": models,
                 "free": self.space()[1],
             },
+            "shared_cache": self._fleet and {"url": self._fleet.url, "uploads": self._fleet.uploads},
             "transfers": [
                 {
                     "handle": s.handle, "state": s.state, "received": s.received, "total": s.total,
@@ -328,6 +345,8 @@ class Store:
         self.net.shut_down()
         self._buckets.shut_down()
         self.memory.close()
+        if self._fleet is not None:
+            self._fleet.begin_close()
         for entry in self.entries():
             entry.stop()
 
@@ -340,6 +359,8 @@ class Store:
             entry.wait_ended()
         if self._fetcher is not None:
             self._fetcher.close()
+        if self._fleet is not None:
+            self._fleet.close()
         self._buckets.close()
         self.net.close()
 

@@ -15,19 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubfs.cache.bucket import (
-    MAX_LOCK,
-    Bucket,
-    descriptor_of,
-    lock_of,
-    manifest_of,
-    md5_of,
-    tmp_of,
-)
+from hubfs.cache.bucket import Bucket, md5_of
 from hubfs.cache.holder import Holder, Lease, uptime
-from hubfs.cache.lease import Action, Policy, Seen, Watch, token_of, uid_of
+from hubfs.cache.lease import MAX_LOCK, Action, Policy, Seen, Watch, lock_of, tmp_of, token_of, uid_of
 from hubfs.cache.manifest import FileInfo, incomplete
-from hubfs.cache.publish import Publication, SharedManifest, handle_of
+from hubfs.cache.publish import Publication, SharedManifest, descriptor_of, handle_of, manifest_of
 from hubfs.config import Settings
 from hubfs.errors import (
     AccessError,

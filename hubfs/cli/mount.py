@@ -88,6 +88,7 @@ def _describe(found: dict[str, Any]) -> str:
         lines = [
             ("hub", f"{found['hub']}{' (offline)' if found['offline'] else ''}, {found['load_format']}"),
             ("cache", _describe_cache(found["cache"])),
+            ("shared", _describe_shared(found["shared_cache"])),
             ("daemon", f"pid {found['pid']}, hubfs {found['version']}, started {ago(found['started'])}"),
             ("reading", _describe_reading(found["read_mode"], found["read_mode_reason"])),
             ("open files", str(found["open_files"])),
@@ -103,6 +104,15 @@ def _describe_cache(cache: dict[str, Any]) -> str:
     free = "" if cache["free"] is None else f", {size(cache['free'])} free"
     plural = "" if cache["models"] == 1 else "s"
     return f"{cache['dir']}: {cache['models']} model{plural}, {size(cache['size'])}{free}"
+
+
+def _describe_shared(shared: dict[str, Any] | None) -> str:
+    if shared is None:
+        return ""
+    uploads = shared["uploads"]
+    return str(shared["url"]) + (
+        f", {uploads} model{'' if uploads == 1 else 's'} on the way there" if uploads else ""
+    )
 
 
 def _describe_reading(mode: str, reason: str) -> str:

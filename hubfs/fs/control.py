@@ -46,9 +46,11 @@ class Control:
         """Of a version's directory and all that is in it."""
         snapshot = entry.snapshot()
         found = {"handle": snapshot.handle, "key": entry.key, "state": snapshot.state}
+        if snapshot.origin is not None:
+            found["origin"] = snapshot.origin
         if snapshot.error is not None:
             found["error"] = str(snapshot.error)
-        if snapshot.state == "transferring":
+        if snapshot.state in ("transferring", "partial"):
             found["received"] = str(snapshot.received)
             if snapshot.total is not None:
                 found["total"] = str(snapshot.total)

@@ -6,6 +6,7 @@ import pytest
 
 from hubfs.cache.layout import Owner
 from hubfs.cache.lease import Action, Policy, Seen, Term, Watch, content_of, new_token, token_of, uid_of
+from scripts.fleet import BEGIN, END, PAGE, World, plot, simulate, table
 
 UID = "0123456789abcdef" * 2
 OTHER = "f" * 32
@@ -107,3 +108,42 @@ def test_owner_is_told_from_its_lock() -> None:
 def test_lock_of_nobody_known(content: str) -> None:
     assert token_of(content) is None
     assert uid_of(content) in (None, f"hubfs{UID}")
+
+
+class TestFleet:
+    """The simulation follows the policy; its figures are those of docs/fleet.md."""
+
+    @pytest.mark.parametrize("machines", [50, 10_000])
+    def test_hub_is_asked_once(self, machines: int) -> None:
+        found = simulate(machines, World(), 1, tier=True)
+        assert (found.hub.asked, found.hub.read) == (1, World().size)
+        assert found.bucket.read == (machines - 1) * World().size
+        assert len(found.ready) == machines
+
+    def test_each_dead_owner_costs_one_more(self) -> None:
+        found = simulate(50, World(deaths=3), 1, tier=True)
+        assert found.hub.asked == 4
+        assert found.bucket.read == (50 - 4) * World().size
+
+    def test_without_the_bucket_everybody_asks(self) -> None:
+        found = simulate(50, World(), 1, tier=False)
+        assert (found.hub.asked, found.bucket.requests) == (50, 0)
+
+    def test_same_seed_same_figures(self) -> None:
+        first, again, other = (simulate(50, World(deaths=1), seed, tier=True) for seed in (1, 1, 2))
+        assert first == again
+        assert first != other
+
+    def test_bandwidth_is_shared(self) -> None:
+        """All at once: each gets its share, so the last one has it when all bytes have passed."""
+        world = World(arrival=0, hub_delay=0, size=1000, hub=500, hub_each=100, nic=1000)
+        for machines, seconds in ((1, 10), (5, 10), (10, 20)):
+            found = simulate(machines, world, 1, tier=False)
+            assert found.ready == pytest.approx([seconds] * machines)
+
+    def test_page_has_a_row_for_each_fleet(self) -> None:
+        page = PAGE.read_text(encoding="utf8")
+        figures = page.partition(BEGIN)[2].partition(END)[0]
+        small = [simulate(50, World(), 1, tier=False), simulate(50, World(), 1, tier=True)]
+        assert all(row in figures for row in table(small).splitlines())
+        assert "<svg" in plot(small)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from hubfs.cache.listed import lane_of
+from hubfs.errors import DamagedError, HubfsError
 from hubfs.transfer.chunks import CHUNK, span
 from hubfs.transfer.fetch import Awaited, Fetcher, Remote, Sink, policy
 from hubfs.transfer.prefetch import Kind, Policy
 
 if TYPE_CHECKING:
     from hubfs.config import Settings
-    from hubfs.errors import HubfsError
     from hubfs.hubs.base import Listing, RemoteFile, Source
 
 #: Bytes of a request at most: 8 connections bind a fifth of the default limit.
@@ -224,6 +224,7 @@ class MemoryFile(Sink):
         self._on_moved = moved
         self._on_failed = failed
         self._size = file.size
+        self._spoilt = False
         self.remote: Remote = fetcher.open(handle, source, file, self, host=host)
 
     def read_into(self, buffer: memoryview, offset: int, until: Callable[[Awaited], object]) -> int:
@@ -238,6 +239,8 @@ class MemoryFile(Sink):
         stop = min(offset + len(buffer), self._size)
         if offset >= stop:
             return 0
+        if self._spoilt:
+            raise DamagedError(f"{self.remote.handle}: what came of a file was wrong; open it again")
         self.remote.read(offset, stop)
         at = offset
         while at < stop:
@@ -264,6 +267,8 @@ class MemoryFile(Sink):
         self.remote.forget(number * CHUNK, min((number + 1) * CHUNK, self._size))
 
     def room(self, start: int, stop: int, kind: Kind) -> int:
+        if self._spoilt:
+            return start
         first, last = span(start, stop)
         count = self._blocks.reserve(self, first, last, urgent=kind is Kind.DEMAND)
         return min((first + count) * CHUNK, stop)
@@ -276,6 +281,10 @@ class MemoryFile(Sink):
 
     def dropped(self, start: int, stop: int) -> None:
         self._blocks.release(self, *span(start, stop))
+
+    def lost(self, start: int, stop: int) -> None:
+        # Somebody may be reading these blocks: no other ones take their places before `close`.
+        self._spoilt = self._spoilt or start < stop
 
     def moved(self, awaited: bool) -> None:
         self._on_moved(awaited)

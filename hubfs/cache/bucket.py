@@ -32,7 +32,7 @@ T = TypeVar("T")
 #: bytes per second; a single part that stands still is noticed by `--stall-timeout`.
 _SLOWEST_UPLOAD, _SLOWEST_COPY = 64 << 10, 10 << 20
 #: What an upload may have in memory: parts on their way, and one that is being read.
-_UPLOAD_MEMORY = 30 << 20
+_UPLOAD_MEMORY = 25 << 20
 #: S3 takes parts of this size or more, and so many of them.
 _MIN_PART, _MAX_PARTS = 5 << 20, 9_999
 #: Copies and removals at a time.

@@ -136,7 +136,7 @@ class Entry(EntryJobs):
             if isinstance(listed, Kept):
                 if listed not in filled:
                     filled.append(listed)
-                    listed.fill()
+                    listed.fill(awaited=True)
                 elif listed.fill_error is not None:
                     raise listed.fill_error.with_traceback(None)
             elif listed is not None:

@@ -118,7 +118,7 @@ class EntryJobs(EntryState):
         self._raise_failure()
         if self._store.closed:
             raise StoppedError(f"{self.handle}: hubfs is being stopped")
-        if self._origin is None and self._store.locates_first(self.handle, self.key):
+        if self._origin is None and self._store.locates_first:
             self._locating = True
             self._submit(self._store.locators.submit, self._locate)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hubfs.cache.kept_file import KeptFile, OpenKept
-from hubfs.cache.landing import acquire, publish
+from hubfs.cache.landing import LOCK_POLL, Seeker, publish
 from hubfs.cache.listed import Listed, Owner, ends_listing
 from hubfs.cache.manifest import Manifest
 from hubfs.cache.partial import Partial
@@ -23,7 +24,7 @@ from hubfs.transfer.fetch import Fetcher
 from hubfs.transfer.storage import Storage
 
 if TYPE_CHECKING:
-    from hubfs.cache.layout import Layout
+    from hubfs.cache.layout import DownloadLock, Layout
     from hubfs.config import Settings
 
 log = logging.getLogger(__name__)
@@ -71,10 +72,14 @@ class Kept(Listed):
         self._changed = threading.Condition(threading.Lock())  # protects what follows
         self._files: dict[str, KeptFile] = {}
         self._arrived: deque[str] = deque()
+        self._wrong: deque[tuple[KeptFile, DamagedError]] = deque()
         self._damaged: set[str] = set()
         self._rest: Iterator[str] | None = None
         self._filling: set[str] = set()
-        self._failures = 0
+        self._awaited = False
+        #: The key's lock, which keeps tensorflow_hub from downloading what is being brought in here.
+        self._download: DownloadLock | None = None
+        self._seeker = Seeker(listing.handle, key, layout, settings, owner)
         self._opened = 0
         self._opening = 0
         self._leaving = False
@@ -128,17 +133,20 @@ class Kept(Listed):
             self._changed.notify_all()
         self._owner.note_closed()
 
-    def fill(self) -> None:
-        """Bring in all of the version, the smallest files first."""
+    def fill(self, *, awaited: bool = False) -> None:
+        """Bring in all of the version, the smallest files first, as soon as no other process does.
+
+        Args:
+            awaited: somebody waits for it, and is to be told of failures (`fill_error`).
+        """
         with self._changed:
-            if self._rest is None:
-                sizes = self.listing.files
-                self._rest = iter(sorted(sizes, key=lambda path: (sizes[path].size, path)))
-                self.fill_error, self._failures = None, 0
-                self._changed.notify_all()
-            else:
+            self._awaited = self._awaited or awaited
+            if self._rest is not None:
                 return
-        self._feed()
+            sizes = self.listing.files
+            self._rest = iter(sorted(sizes, key=lambda path: (sizes[path].size, path)))
+            self.fill_error = None
+            self._changed.notify_all()
 
     def retire(self) -> None:
         self.close()
@@ -158,7 +166,6 @@ class Kept(Listed):
     def moved(self, file: KeptFile, awaited: bool) -> None:
         if file.remote.complete or self.partial.unstored() >= FLUSH:
             with self._changed:
-                self._failures = 0
                 if file.remote.complete and not file.queued:
                     file.queued = True
                     self._arrived.append(file.path)
@@ -171,19 +178,24 @@ class Kept(Listed):
         if ends_listing(error) or isinstance(error, DiskFullError):
             self._end_with(error, discard=not isinstance(error, AccessError))
             return
+        tired = file.remote.failures > self._settings.retries
         with self._changed:
-            self._failures += 1
-            if not error.temporary or self._failures > self._settings.retries:
-                # Whoever needs it tries again.
-                self._rest, self.fill_error = None, error
-                filling, self._filling = self._filling, set()
-                remotes = [self._files[path].remote for path in filling if path in self._files]
-            else:
-                remotes = []
-        for remote in remotes:
-            remote.stop_filling()
-        if remotes:
-            self._owner.came(True)
+            # While somebody reads it, and nobody waits for all of it, there is no harm in trying on.
+            given_up = not error.temporary or (tired and (self._awaited or not self._opened))
+            given_up = given_up and file.path in self._filling
+        if given_up:
+            self._stop_filling(error)
+
+    def _stop_filling(self, error: HubfsError) -> None:
+        """Not all can be brought in now. Whoever needs it tries again."""
+        with self._changed:
+            self._rest, self.fill_error, self._awaited = None, error, False
+            filling, self._filling = self._filling, set()
+            files = [self._files[path] for path in filling if path in self._files]
+            self._changed.notify_all()
+        for file in files:
+            file.remote.stop_filling()
+        self._owner.came(True)
 
     # ---- within
 
@@ -192,7 +204,7 @@ class Kept(Listed):
         file = self._files.get(path)
         if file is None:
             file = self._files[path] = KeptFile(self, path, self._fetcher)
-            if file.remote.complete:
+            if file.remote.complete and not file.whole:
                 file.queued = True
                 self._arrived.append(path)
                 self._changed.notify_all()
@@ -238,23 +250,66 @@ class Kept(Listed):
             lingered = False
             while not self._stopped.is_set():
                 if self.partial.unstored() >= FLUSH:
-                    return self.partial.flush
+                    return self._flush
                 if self._arrived:
                     path = self._arrived.popleft()
                     return lambda: self._check(path)
                 if self.partial.is_complete():
-                    return self._publish
-                idle = not self._opened and not self._filling
+                    return self._publish if self._download else self._seek
+                fills = self._rest is not None
+                if fills and self._download is None:
+                    if not lingered:
+                        return self._seek
+                elif fills and not self._filling:
+                    return self._feed
+                elif not fills and self._download is not None:
+                    return self._give_way
+                idle = not self._opened and not fills
                 if idle and lingered:
-                    self._leaving = True
-                    return None
-                lingered = idle
+                    break
                 moved = self._changed.wait(LINGER if idle else FLUSH_AFTER)
+                lingered = idle and not moved
                 if not moved and self.partial.unstored():
-                    return self.partial.flush
-                lingered = lingered and not moved
+                    return self._flush
             self._leaving = True
             return None
+
+    def _flush(self) -> None:
+        """Bring what came to stable storage, and let others see that something moves."""
+        self.partial.flush()
+        if self._download is not None:
+            with (self._download.tmp / "progress").open("ab") as file:
+                file.write(b".")
+
+    def _seek(self) -> None:
+        """Try to get the key's lock: for that no other process may be downloading it."""
+        lock = self._seeker.look()
+        if self._seeker.found:
+            # It is there now, by another's doing.
+            self._discard = True
+            self.close()
+        elif lock is None:
+            self._stopped.wait(LOCK_POLL)
+        else:
+            lock.tmp.mkdir(mode=0o755)
+            self._download = lock
+            self._check_space()
+
+    def _give_way(self) -> None:
+        """Nothing is brought in any more that others would have to wait for."""
+        lock, self._download = self._download, None
+        if lock is not None:
+            lock.release()
+
+    def _check_space(self) -> None:
+        needed = self.manifest.size - self.received
+        free = shutil.disk_usage(self._layout.root).free
+        if needed > free:
+            where = f"{free} bytes free in {self._layout.root}"
+            hint = "free some space or choose another directory with --cache-dir"
+            self._stop_filling(
+                DiskFullError(f"{self.listing.handle}: {needed} bytes to bring in, {where}", hint=hint)
+            )
 
     def _check(self, path: str) -> None:
         """All of a file has come: compare it with its checksum."""
@@ -264,7 +319,7 @@ class Kept(Listed):
                 if self._stopped.is_set():
                     return
                 if self.partial.unstored() >= FLUSH:
-                    self.partial.flush()
+                    self._flush()
         except DamagedError as error:
             self._begin_again(file, error)
             return
@@ -284,6 +339,15 @@ class Kept(Listed):
                 return
             del self._files[file.path]
         self.partial.release(file.path)
+
+    def _lose(self, file: KeptFile, error: DamagedError) -> None:
+        """The source itself found that what it gave of a file is wrong."""
+        with self._changed:
+            known = self._files.get(file.path) is file and not file.whole
+        if known:
+            file.remote.close()
+            self.partial.lose(file.path)
+            self._begin_again(file, error)
 
     def _begin_again(self, file: KeptFile, error: DamagedError) -> None:
         """What came of a file is not what the hub declares: once, it is fetched anew."""
@@ -305,28 +369,21 @@ class Kept(Listed):
             other.remote.fill()
 
     def _publish(self) -> None:
-        handle, layout = self.listing.handle, self._layout
-        lock = acquire(handle, self._key, layout, self._settings, self._owner, self._stopped)
+        handle, layout, lock = self.listing.handle, self._layout, self._download
+        assert lock is not None
+        files = self.partial.files_directory
+        self._flush()
+        _set_times(files, self.manifest)
+        with contextlib.closing(Storage()) as storage:
+            storage.sync(files)
+        with self._changed:
+            # Whoever comes now opens it where it is going to be.
+            self._leaving = True
+            while self._opening:
+                self._changed.wait()
+        model = publish(layout, self._key, handle, lock, files, self.manifest)
         self._discard = True
-        if lock is None:
-            # Another process published it meanwhile.
-            self.close()
-            return
-        try:
-            files = self.partial.files_directory
-            self.partial.flush()
-            _set_times(files, self.manifest)
-            with contextlib.closing(Storage()) as storage:
-                storage.sync(files)
-            with self._changed:
-                # Whoever comes now opens it where it is going to be.
-                self._leaving = True
-                while self._opening:
-                    self._changed.wait()
-            model = publish(layout, self._key, handle, lock, files, self.manifest)
-            self._owner.kept_whole(self.manifest, model)
-        finally:
-            lock.release()
+        self._owner.kept_whole(self.manifest, model)
         self.close()
 
     def _end_with(self, error: HubfsError, *, discard: bool) -> None:
@@ -348,6 +405,7 @@ class Kept(Listed):
                 self.partial.discard()
             else:
                 self.partial.flush()
+            self._give_way()
         except OSError as failure:
             log.warning("%s: what came last is fetched again: %s", self.listing.handle, failure)
         self.partial.close()

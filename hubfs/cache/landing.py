@@ -32,6 +32,51 @@ class Waiting(Protocol):
         """Somebody else has the lock, and so much of the version."""
 
 
+class Seeker:
+    """Tries to get the lock of a key, again and again, and tells when the version is there instead.
+
+    Attributes:
+        found: the version turned out to be in the cache.
+    """
+
+    def __init__(self, handle: str, key: str, layout: Layout, settings: Settings, who: Waiting) -> None:
+        self.found = False
+        self._handle = handle
+        self._key = key
+        self._layout = layout
+        self._who = who
+        self._watch = LockWatch(layout, key, settings.lock_timeout)
+        self._announced = False
+
+    def look(self) -> DownloadLock | None:
+        """The lock, if nobody else has it and the version is not there. To be called every `LOCK_POLL`.
+
+        Raises:
+            OSError: the cache cannot be written.
+        """
+        if self._is_there():
+            return None
+        lock = DownloadLock(self._layout, self._key)
+        if lock.try_acquire():
+            # Somebody may have finished between the look and the lock.
+            if not self._is_there():
+                return lock
+            lock.release()
+            return None
+        if not self._announced:
+            log.info("%s: another process is downloading it; waiting for that", self._handle)
+            self._announced = True
+        if self._watch.is_stale():
+            log.warning("%s: its lock was abandoned, taking it over", self._handle)
+            self._watch.break_lock()
+        self._who.waiting(self._watch.size)
+        return None
+
+    def _is_there(self) -> bool:
+        self.found = self._who.find_on_disk() is not None
+        return self.found
+
+
 def acquire(
     handle: str, key: str, layout: Layout, settings: Settings, who: Waiting, stopped: threading.Event
 ) -> DownloadLock | None:
@@ -41,26 +86,11 @@ def acquire(
         StoppedError: `stopped` was set meanwhile.
         OSError: the cache cannot be written.
     """
-    watch = LockWatch(layout, key, settings.lock_timeout)
-    announced = False
+    seeker = Seeker(handle, key, layout, settings, who)
     while True:
-        if who.find_on_disk() is not None:
-            return None
-        lock = DownloadLock(layout, key)
-        if lock.try_acquire():
-            # Somebody may have finished between the look and the lock.
-            if who.find_on_disk() is None:
-                return lock
-            lock.release()
-            return None
-        if not announced:
-            log.info("%s: another process is downloading it; waiting for that", handle)
-            announced = True
-        if watch.is_stale():
-            log.warning("%s: its lock was abandoned, taking it over", handle)
-            watch.break_lock()
-            continue
-        who.waiting(watch.size)
+        lock = seeker.look()
+        if lock is not None or seeker.found:
+            return lock
         if stopped.wait(LOCK_POLL):
             raise StoppedError(f"{handle}: stopped while another process was downloading it")
 

@@ -223,13 +223,21 @@ class Partial:
             with self._lock:
                 self._verified.add(path)
             return
+        self.lose(path)
+        raise DamagedError(f"{self.handle}: the checksum of {path} is not the one that the hub gave")
+
+    def lose(self, path: str) -> None:
+        """What is there of a file is not right: all of it counts as missing.
+
+        Raises:
+            OSError: the map cannot be written.
+        """
         with self._flushing:
             with self._lock:
                 self._stored.pop(path, None)
                 self._unstored.pop(path, None)
                 self._learned.pop(path, None)
             self._save()
-        raise DamagedError(f"{self.handle}: the checksum of {path} is not the one that the hub gave")
 
     def close(self) -> None:
         """Let others write here. What is not flushed is fetched again."""

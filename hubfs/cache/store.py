@@ -135,13 +135,12 @@ class Store:
             return self.entry(handle)
         return known
 
-    def locates_first(self, handle: str, key: str) -> bool:
+    @property
+    def locates_first(self) -> bool:
         """Whether to ask where a version is before its lock is taken.
 
-        Not where it is going to be an archive, so that who waits for another process's download asks nobody.
+        Not where it is going to be an archive: so who waits for another process's download asks nobody.
         """
-        if self.settings.load_format is LoadFormat.AUTO and not self.settings.shared_cache:
-            return not self.layout.lock(key).exists()
         return self.settings.load_format is not LoadFormat.COMPRESSED or bool(self.settings.shared_cache)
 
     def locate(self, handle: str, key: str, waiting: Callable[[int], None]) -> Origin:

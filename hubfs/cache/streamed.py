@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from hubfs.cache.blocks import Memory, MemoryFile
 from hubfs.cache.listed import Listed, Owner, ends_listing
 from hubfs.cache.readable import Readable, Wait
-from hubfs.errors import HubfsError
+from hubfs.errors import DamagedError, HubfsError
 from hubfs.hubs.base import Listing
 from hubfs.transfer.fetch import Awaited
 
@@ -30,7 +31,7 @@ class Streamed(Listed):
             file = self._files.get(path)
             if file is None:
                 file = self._files[path] = self._memory.file(
-                    self.listing, path, moved=self._owner.came, failed=self._failed
+                    self.listing, path, moved=self._owner.came, failed=partial(self._failed, path)
                 )
             self._readers[path] = self._readers.get(path, 0) + 1
         return _StreamedFile(self, self._owner, path, file, direct)
@@ -67,10 +68,19 @@ class Streamed(Listed):
     def fill(self) -> None:
         """There is no place for all of it."""
 
-    def _failed(self, error: HubfsError) -> None:
-        if ends_listing(error):
-            self.error = error
-            self._owner.origin_failed(self, error)
+    def _failed(self, path: str, error: HubfsError) -> None:
+        if not ends_listing(error) and not isinstance(error, DamagedError):
+            return
+        self.error = self.error or error
+        if isinstance(error, DamagedError):
+            # Whoever opens it now must not be given pages that the kernel has of it.
+            self._owner.tainted(path)
+        self._owner.origin_failed(self, error)
+        with self._lock:
+            files = list(self._files.values())
+        for file in files:
+            file.remote.close()
+        self.retire()
 
 
 class _StreamedFile(Readable):

@@ -29,7 +29,8 @@ _Change = Callable[[Prefetch, float], bool | None]
 class Sink:
     """Where a file's bytes go. Ranges are whole chunks, but for the end of the file.
 
-    `room`, `kept` and `dropped` are called while the fetcher decides: they must not wait, nor call it.
+    `room`, `kept`, `dropped` and `lost` are called while the fetcher decides: they must not wait, nor call
+    it.
     """
 
     def room(self, start: int, stop: int, kind: Kind) -> int:
@@ -49,6 +50,9 @@ class Sink:
 
     def dropped(self, start: int, stop: int) -> None:
         """A range could not be had: its room is not needed. Each further attempt asks for room anew."""
+
+    def lost(self, start: int, stop: int) -> None:
+        """A range of which readers were told that it is there turned out to be wrong. `failed` follows."""
 
     def moved(self, awaited: bool) -> None:
         """Something came or failed. `awaited`: somebody waits for it, who is to look again.
@@ -155,6 +159,16 @@ class Remote:
     def stop_filling(self) -> None:
         """Bring in only what is read from now on."""
         self._fetcher._run_all(lambda machine, now: machine.stop_filling(self.state))
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether all of it is being brought in."""
+        return self._fetcher._machine.is_filling(self.state)
+
+    @property
+    def failures(self) -> int:
+        """Times in a row that requests to its host failed; those that were under way together count once."""
+        return self._fetcher._machine.failures(self.state)
 
     def leave(self) -> None:
         """Nobody has it open any more: nothing is read ahead of it. `fill` goes on."""
@@ -358,7 +372,8 @@ class Fetcher:
             if isinstance(error, DamagedError):
                 # It takes back what was given before it.
                 self._machine.forget(request.file, request.start, start)
-                start = request.at = request.start
+                remote.sink.lost(request.start, start)
+                request.at = request.start
             if error is None and request.file in self._remotes:
                 remote.sink.kept(start, stop)
                 remote.received += stop - start

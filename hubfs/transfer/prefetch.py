@@ -156,13 +156,15 @@ class Lane:
     Attributes:
         busy: requests on their way.
         rate: bytes a second of one connection, with all that a request costs; `None` while unknown.
-        failures: requests in a row that failed.
+        failures: times in a row that requests failed; those that were on their way together count once.
+        failed: when that was last.
         rest: until when nothing is asked for that nobody waits for.
     """
 
     busy: int = 0
     rate: float | None = None
     failures: int = 0
+    failed: float = float("-inf")
     rest: float = 0.0
 
     def request_size(self, most: int) -> int:
@@ -225,6 +227,14 @@ class Prefetch:
     def fill(self, file: File) -> None:
         """Bring in all of a file, after those for which that was said before."""
         self._fill[file] = None
+
+    def is_filling(self, file: File) -> bool:
+        """Whether all of a file is to be brought in."""
+        return file in self._fill
+
+    def failures(self, file: File) -> int:
+        """Times in a row that requests to a file's host failed."""
+        return self._lane(file).failures
 
     def stop_filling(self, file: File) -> None:
         """Bring in only what is read from now on."""
@@ -291,7 +301,8 @@ class Prefetch:
             Whether it was given up. Those who wait for some of it must be told: their wants are over.
         """
         lane = self._landed(request)
-        lane.failures += 1
+        if request.began > lane.failed or not lane.failures:
+            lane.failures, lane.failed = lane.failures + 1, now
         if request.at > request.start:
             # It made progress: attempts are counted anew.
             request.attempt = 1

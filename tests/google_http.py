@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
 from hubfs.serve.conditions import wanted_part
@@ -61,7 +61,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     server: StorageServer
     protocol_version = "HTTP/1.1"
-    timeout = 60
+    timeout: ClassVar[float | None] = 60
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -155,7 +155,7 @@ class Exchange(BaseHTTPRequestHandler):
             "Content-Type": "application/octet-stream",
             "Accept-Ranges": "bytes",
             "ETag": blob.etag,
-            "Last-Modified": self.date_time_string(blob.modified),  # type: ignore[arg-type]
+            "Last-Modified": self.date_time_string(int(blob.modified)),
             "x-goog-generation": str(blob.generation),
             "x-goog-hash": f"md5={base64.b64encode(bytes.fromhex(blob.md5)).decode()}",
         }
@@ -170,8 +170,8 @@ class Exchange(BaseHTTPRequestHandler):
     def send_body(self, body: bytes | Path, span: range) -> None:
         """Send a part of an object."""
         for block in pieces(body, span.start, span.stop):
-            self.connection.sendall(block)
             self._seen.bytes_sent += len(block)
+            self.connection.sendall(block)
 
     def _read_body(self) -> bytes:
         # TensorFlow sends both headers, and then means the chunks; without a body it says `identity`.
@@ -217,8 +217,8 @@ class Exchange(BaseHTTPRequestHandler):
         length = {} if status == 204 else {"Content-Length": str(len(body))}
         self._head(status, {**(headers or {}), **length})
         if self.command != "HEAD":
-            self.wfile.write(body)
             self._seen.bytes_sent += len(body)
+            self.wfile.write(body)
 
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self._seen.status = int(status)

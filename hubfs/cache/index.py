@@ -56,7 +56,7 @@ class Index:
         with self._scan_lock:
             try:
                 stamp = self._layout.root.stat().st_mtime_ns
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 stamp = 0
             begin = time.monotonic()
             if stamp == self._scanned or begin < self._next_scan:

@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -39,8 +39,6 @@ LINGER: Final = 2.0
 BATCH: Final = 32
 #: Descriptors for writing that are kept; those of files that are there are closed first.
 DESCRIPTORS: Final = 256
-#: Checking and storing give way to readers, who wait for neither: by so much (nice(2)).
-NICE: Final = 10
 
 
 class Kept(Listed):
@@ -53,10 +51,14 @@ class Kept(Listed):
         key: str,
         layout: Layout,
         fetcher: Fetcher,
+        checks: Executor,
         settings: Settings,
         owner: Owner,
     ) -> None:
         """
+        Args:
+            checks: compares files with their checksums. Readers do not wait for that.
+
         Raises:
             BusyError: another process is bringing it in.
             CacheError: the cache cannot be written.
@@ -66,13 +68,13 @@ class Kept(Listed):
         self._key = key
         self._layout = layout
         self._fetcher = fetcher
+        self._checks = checks
         self._settings = settings
         self._owner = owner
         self.partial = Partial(layout.partial(key), listing)
         self._changed = threading.Condition(threading.Lock())  # protects what follows
         self._files: dict[str, KeptFile] = {}
-        self._arrived: deque[str] = deque()
-        self._wrong: deque[tuple[KeptFile, DamagedError]] = deque()
+        self._checking: dict[str, Future[None]] = {}
         self._damaged: set[str] = set()
         self._rest: Iterator[str] | None = None
         self._filling: set[str] = set()
@@ -85,6 +87,7 @@ class Kept(Listed):
         self._leaving = False
         self._stopped = threading.Event()
         self._discard = False
+        self._failure: HubfsError | None = None
         self.fill_error: HubfsError | None = None
         threading.Thread(target=self._run, name="hubfs-keep", daemon=True).start()
 
@@ -166,9 +169,8 @@ class Kept(Listed):
     def moved(self, file: KeptFile, awaited: bool) -> None:
         if file.remote.complete or self.partial.unstored() >= FLUSH:
             with self._changed:
-                if file.remote.complete and not file.queued:
-                    file.queued = True
-                    self._arrived.append(file.path)
+                if file.remote.complete:
+                    self._arrived(file)
                 self._changed.notify_all()
         self._owner.came(awaited)
 
@@ -178,6 +180,9 @@ class Kept(Listed):
         if ends_listing(error) or isinstance(error, DiskFullError):
             self._end_with(error, discard=not isinstance(error, AccessError))
             return
+        if isinstance(error, DamagedError):
+            self._take_back(file, error)
+            return
         tired = file.remote.failures > self._settings.retries
         with self._changed:
             # While somebody reads it, and nobody waits for all of it, there is no harm in trying on.
@@ -185,6 +190,16 @@ class Kept(Listed):
             given_up = given_up and file.path in self._filling
         if given_up:
             self._stop_filling(error)
+
+    def _take_back(self, file: KeptFile, error: DamagedError) -> None:
+        """What the hub gave of a file was wrong, by what it said itself."""
+        try:
+            # First: nothing of it may be written afterwards.
+            file.remote.close()
+            self.partial.lose(file.path)
+            self._begin_again(file, error)
+        except Exception as failure:  # noqa: BLE001 - readers wait for an answer, whatever happens
+            self._break(failure)
 
     def _stop_filling(self, error: HubfsError) -> None:
         """Not all can be brought in now. Whoever needs it tries again."""
@@ -204,11 +219,15 @@ class Kept(Listed):
         file = self._files.get(path)
         if file is None:
             file = self._files[path] = KeptFile(self, path, self._fetcher)
-            if file.remote.complete and not file.whole:
-                file.queued = True
-                self._arrived.append(path)
-                self._changed.notify_all()
+            if file.remote.complete:
+                self._arrived(file)
         return file
+
+    def _arrived(self, file: KeptFile) -> None:
+        """All of a file has come. `_changed` must be held."""
+        if not file.whole and file.path not in self._checking and not self._stopped.is_set():
+            with contextlib.suppress(RuntimeError):  # hubfs is being stopped
+                self._checking[file.path] = self._checks.submit(self._check, file)
 
     def _feed(self) -> None:
         """See to it that a batch of files is being brought in."""
@@ -225,24 +244,26 @@ class Kept(Listed):
             file.remote.fill()
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        error: HubfsError | None = None
         try:
             while (step := self._next()) is not None:
                 step()
-        except HubfsError as failure:
-            error = None if isinstance(failure, StoppedError) else failure
-        except OSError as failure:
-            error = from_os_error(failure, self.listing.handle, "writing to the cache")
-        except Exception as failure:
-            # Readers wait for an answer, whatever happens.
-            log.error("%s: internal error", self.listing.handle, exc_info=failure)
-            error = HubfsError(f"{self.listing.handle}: internal error: {failure!r}")
-        if error is not None:
-            self.error = self.error or error
-            self._discard = self._discard or isinstance(error, (DamagedError, DiskFullError))
-        self._end(error)
+        except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
+            self._break(error)
+        self._end()
+
+    def _break(self, error: Exception) -> None:
+        """Nothing more can be brought in because of an error."""
+        handle = self.listing.handle
+        if isinstance(error, OSError):
+            error = from_os_error(error, handle, "writing to the cache")
+        elif not isinstance(error, HubfsError):
+            log.error("%s: internal error", handle, exc_info=error)
+            error = HubfsError(f"{handle}: internal error: {error!r}", hint="the log has details")
+        with self._changed:
+            if self._failure is None and not isinstance(error, StoppedError):
+                self._failure = self.error = error
+                self._discard = self._discard or isinstance(error, (DamagedError, DiskFullError))
+        self.close()
 
     def _next(self) -> Callable[[], None] | None:
         """The next thing to do; waits for it. `None` at the end."""
@@ -251,9 +272,6 @@ class Kept(Listed):
             while not self._stopped.is_set():
                 if self.partial.unstored() >= FLUSH:
                     return self._flush
-                if self._arrived:
-                    path = self._arrived.popleft()
-                    return lambda: self._check(path)
                 if self.partial.is_complete():
                     return self._publish if self._download else self._seek
                 fills = self._rest is not None
@@ -311,15 +329,23 @@ class Kept(Listed):
                 DiskFullError(f"{self.listing.handle}: {needed} bytes to bring in, {where}", hint=hint)
             )
 
-    def _check(self, path: str) -> None:
-        """All of a file has come: compare it with its checksum."""
-        file = self._files[path]
+    def _check(self, file: KeptFile) -> None:
+        """Compare a file with its checksum, in a thread of the checks."""
+        try:
+            self._verify(file)
+        except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
+            self._break(error)
+        finally:
+            with self._changed:
+                del self._checking[file.path]
+                self._changed.notify_all()
+
+    def _verify(self, file: KeptFile) -> None:
+        path = file.path
         try:
             for _ in self.partial.verify(path, self.listing.source.declared(self.partial.file(path))):
                 if self._stopped.is_set():
                     return
-                if self.partial.unstored() >= FLUSH:
-                    self._flush()
         except DamagedError as error:
             self._begin_again(file, error)
             return
@@ -346,6 +372,8 @@ class Kept(Listed):
             known = self._files.get(file.path) is file and not file.whole
         if known:
             file.remote.close()
+            # First: nothing of it may be written afterwards.
+            file.remote.close()
             self.partial.lose(file.path)
             self._begin_again(file, error)
 
@@ -358,14 +386,13 @@ class Kept(Listed):
             again = file.path not in self._damaged
             self._damaged.add(file.path)
             del self._files[file.path]
-            filling = file.path in self._filling
-        if not again:
+            other = self._file(file.path) if again else None
+            fills = file.path in self._filling
+        self._owner.came(True)
+        if other is None:
             raise error
         log.warning("%s; it is fetched again", error)
-        self._owner.came(True)
-        with self._changed:
-            other = self._file(file.path)
-        if filling:
+        if fills:
             other.remote.fill()
 
     def _publish(self) -> None:
@@ -394,10 +421,15 @@ class Kept(Listed):
         self._owner.origin_failed(self, error)
         self.close()
 
-    def _end(self, error: HubfsError | None) -> None:
-        self._stopped.set()
+    def _end(self) -> None:
         with self._changed:
-            files, self._arrived = list(self._files.values()), deque()
+            self._leaving = True
+            files = list(self._files.values())
+            for path in [path for path, check in self._checking.items() if check.cancel()]:
+                del self._checking[path]
+            # The others notice soon.
+            while self._checking:
+                self._changed.wait()
         for file in files:
             file.remote.close()
         try:
@@ -406,10 +438,10 @@ class Kept(Listed):
             else:
                 self.partial.flush()
             self._give_way()
-        except OSError as failure:
-            log.warning("%s: what came last is fetched again: %s", self.listing.handle, failure)
+        except OSError as error:
+            log.warning("%s: what came last is fetched again: %s", self.listing.handle, error)
         self.partial.close()
-        self._owner.ended(self, error)
+        self._owner.ended(self, self._failure)
 
 
 def _set_times(directory: Path, manifest: Manifest) -> None:

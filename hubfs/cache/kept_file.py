@@ -20,7 +20,6 @@ class KeptFile(Sink):
     Attributes:
         remote: where they come from.
         readers: who has it open.
-        queued: all of it has come, and it is to be checked.
         whole: it was checked.
         error: what came of it was wrong: for those who had it open then.
     """
@@ -28,7 +27,6 @@ class KeptFile(Sink):
     def __init__(self, version: Kept, path: str, fetcher: Fetcher) -> None:
         self.path = path
         self.readers = 0
-        self.queued = False
         self.whole = version.partial.is_verified(path)
         self.error: HubfsError | None = None
         self._version = version

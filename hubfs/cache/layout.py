@@ -68,7 +68,7 @@ class Layout:
         try:
             with os.scandir(self.root) as entries:
                 return [e.name for e in entries if _KEY.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def partial_keys(self) -> list[str]:
@@ -76,7 +76,7 @@ class Layout:
         try:
             with os.scandir(self.root) as entries:
                 names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return [n[:40] for n in names if re.fullmatch(r"[0-9a-f]{40}\.hubfs\.partial", n)]
 
@@ -316,7 +316,7 @@ def leftovers(layout: Layout, age: float = 3600.0) -> Iterator[Path]:
     now = time.time()
     try:
         names = sorted(os.listdir(layout.root))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
         path = layout.root / name
@@ -336,7 +336,7 @@ def locked_keys(layout: Layout) -> list[str]:
     """Keys that have a lock file."""
     try:
         return [n[: -len(".lock")] for n in os.listdir(layout.root) if re.fullmatch(r"[0-9a-f]{40}\.lock", n)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -53,6 +53,9 @@ log = logging.getLogger(__name__)
 CARRIERS: Final = 16
 LOCATORS: Final = 32
 FLEET_LOCATORS: Final = 256
+#: Files that are compared with their checksums at a time, and how far that gives way to readers (nice(2)).
+CHECKS: Final = 1
+NICE: Final = 10
 #: Entries kept in memory that are idle. A forgotten one is read from disk again.
 IDLE_ENTRIES: Final = 512
 #: Failures that status remembers.
@@ -88,6 +91,7 @@ class Store:
         locators = FLEET_LOCATORS if settings.shared_cache else LOCATORS
         self.locators = ThreadPoolExecutor(locators, "hubfs-locate")
         self.carriers = ThreadPoolExecutor(CARRIERS, "hubfs-transfer")
+        self.checks = ThreadPoolExecutor(CHECKS, "hubfs-check", _give_way)
         self.index = Index(self.layout, self.handles)
         self.closed = False
         self.started = time.time()
@@ -212,7 +216,7 @@ class Store:
             if self._fetcher is None:
                 self._fetcher = Fetcher(policy(self.settings))
             fetcher = self._fetcher
-        return Kept(listing, manifest, entry.key, self.layout, fetcher, self.settings, entry)
+        return Kept(listing, manifest, entry.key, self.layout, fetcher, self.checks, self.settings, entry)
 
     def outdated(self, handle: str, manifest: Manifest) -> None:
         """A version's files have changed at the hub."""
@@ -333,7 +337,8 @@ class Store:
         """Bytes of the file system that the cache is on: all, and free for this user."""
         try:
             usage = shutil.disk_usage(self.layout.root)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            # Streaming needs no cache directory.
             return 0, 0
         return usage.total, usage.free
 
@@ -356,6 +361,7 @@ class Store:
         self.carriers.shutdown(wait=True, cancel_futures=True)
         for entry in self.entries():
             entry.wait_ended()
+        self.checks.shutdown(wait=True, cancel_futures=True)
         if self._fetcher is not None:
             self._fetcher.close()
         if self._fleet is not None:
@@ -397,3 +403,9 @@ class Store:
         except OSError as error:
             # A shared cache that is read-only for us: its models are served all the same.
             log.debug("the manifest of %s cannot be kept: %s", key, error)
+
+
+def _give_way() -> None:
+    """Let all other threads go first."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

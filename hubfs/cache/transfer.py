@@ -7,6 +7,7 @@ import logging
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
@@ -17,9 +18,8 @@ from hubfs.cache.layout import DownloadLock
 from hubfs.cache.manifest import Manifest
 from hubfs.errors import DamagedError, DiskFullError, HostileError, HubfsError, StoppedError, from_os_error
 from hubfs.hubs.base import Archive, Origin
-from hubfs.transfer.archive import Limits, extract
+from hubfs.transfer.archive import Limits, extract_any
 from hubfs.transfer.download import Download, in_background
-from hubfs.transfer.inflate import inflate
 from hubfs.transfer.storage import Storage
 
 if TYPE_CHECKING:
@@ -148,12 +148,13 @@ class Transfer:
             over.set()
         download = self._download = Download(self._net, origin, self._settings, over, self._progress(arrival))
         limits = Limits(self._settings.max_model_files, self._settings.max_model_size)
-        # Leaving early ends the threads, the last one first: it may be waiting for the one before.
-        with (
-            closing(in_background(iter(download), self._end_attempt)) as chunks,
-            closing(in_background(inflate(chunks), self._end_attempt)) as tar,
-        ):
-            extract(tar, into, arrival, storage, limits, name=self.handle)
+        # An archive that cannot be unpacked as it comes waits there: who watches the directory sees it grow.
+        spool = into / f".hubfs-{uuid.uuid4().hex}"
+        with closing(in_background(iter(download), self._end_attempt)) as chunks:
+            extract_any(
+                chunks, into, arrival, storage, limits,
+                name=self.handle, spool=spool, stop=self._end_attempt,
+            )  # fmt: skip
 
     def _end_attempt(self) -> None:
         self._attempt_over.set()

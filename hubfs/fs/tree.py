@@ -280,6 +280,8 @@ class Tree:
 def _attributes(path: str, info: Info, stored: int = 0) -> Attributes:
     """Of a file or directory of a version."""
     if isinstance(info, FileInfo):
+        # GNU tar -S takes a file without any block for one hole.
+        stored = stored or min(1, info.size)
         return Attributes(inode(path), stat.S_IFREG | 0o444, 1, info.size, info.mtime, stored)
     assert isinstance(info, DirectoryInfo)
     links = 1 if info.subdirectories is None else 2 + info.subdirectories

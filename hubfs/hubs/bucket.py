@@ -264,4 +264,7 @@ async def _get(
 
 async def _next(stream: BytesStream) -> bytes:
     """What comes next; empty at the end."""
-    return await anext(stream, b"")
+    try:
+        return await anext(stream)
+    except StopAsyncIteration:
+        return b""

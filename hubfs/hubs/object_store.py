@@ -120,10 +120,12 @@ class ObjectStores:
             known = self._stores.get(key)
         if known is not None:
             return known
+        from obstore import exceptions
+
         make = _google if place.scheme == "gs" else _amazon
         try:
             made = make(place, self._client_options())
-        except Exception as error:
+        except (exceptions.BaseError, OSError, ValueError) as error:
             raise AccessError(
                 f"{handle}: the credentials for {place.scheme}:// cannot be used: {_first_line(error)}",
                 hint="correct or unset the environment variables that name them",

@@ -12,8 +12,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import threading
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urljoin, urlsplit
+
+from cachetools import LRUCache
 
 from hubfs.config import LoadFormat, Settings
 from hubfs.errors import (
@@ -21,6 +25,7 @@ from hubfs.errors import (
     HubfsError,
     OfflineError,
     ProtocolError,
+    RefusedError,
     StoppedError,
     TooLargeError,
     UnavailableError,
@@ -28,7 +33,7 @@ from hubfs.errors import (
 )
 from hubfs.handles import compressed_url, is_archive
 from hubfs.hubs.archive_url import not_one_by_one, probe
-from hubfs.hubs.base import Archive, Origin
+from hubfs.hubs.base import Archive, Listing, Origin
 from hubfs.hubs.bucket import Buckets
 from hubfs.hubs.object_store import BucketPath
 from hubfs.hubs.single_file import single_file
@@ -45,6 +50,9 @@ _SEE_OTHER = 303
 #: Longer bodies are no location.
 _MAX_LOCATION = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+#: For how long a bucket that could not be reached is passed over.
+_AVOIDED_SECONDS = 60.0
+_BUCKETS = 32
 #: No reason to ask for the archive instead of the files.
 _FINAL = (HostileError, TooLargeError, StoppedError, OfflineError)
 
@@ -60,6 +68,10 @@ class TfHub:
         self._net = net
         self._settings = settings
         self._buckets = buckets
+        self._lock = threading.Lock()  # protects what follows
+        #: Until when a bucket is not asked, by its name and server. One that a firewall hides would else
+        #: keep each model waiting for as long as it takes to give up.
+        self._unreachable: LRUCache[tuple[str, str | None], float] = LRUCache(_BUCKETS)
 
     def supports(self, handle: str) -> bool:
         return handle.startswith(("http://", "https://")) and not is_archive(handle)
@@ -89,13 +101,10 @@ class TfHub:
             reason: HubfsError = error
         else:
             try:
-                # The bucket is allowed with the hub that names it.
-                return self._buckets.listing(handle, place)
+                return self._listing(handle, place, load_format)
             except HubfsError as error:
                 if load_format is LoadFormat.UNCOMPRESSED:
-                    error.hint = (
-                        error.hint or "--load-format auto takes the archive where there is no listing"
-                    )
+                    error.hint = error.hint or "use --load-format auto, which takes the archive then"
                     raise
                 if isinstance(error, _FINAL):
                     raise
@@ -106,6 +115,20 @@ class TfHub:
     def _archive(self, handle: str) -> Archive:
         return probe(self._net, handle, compressed_url(handle))
 
+    def _listing(self, handle: str, place: BucketPath, load_format: LoadFormat) -> Listing:
+        """The files there. The bucket is allowed with the hub that names it."""
+        bucket = (place.bucket, place.endpoint)
+        with self._lock:
+            avoided = load_format is LoadFormat.AUTO and time.monotonic() < self._unreachable.get(bucket, 0.0)
+        if avoided:
+            raise UnavailableError(f"{handle}: {place} could not be reached a moment ago")
+        try:
+            return self._buckets.listing(handle, place)
+        except UnavailableError:
+            with self._lock:
+                self._unreachable[bucket] = time.monotonic() + _AVOIDED_SECONDS
+            raise
+
     def _place(self, handle: str) -> BucketPath:
         """Where the hub says that the version's files are.
 
@@ -114,22 +137,30 @@ class TfHub:
             UnavailableError: there is no connection to it.
         """
         url = compressed_url(handle, "uncompressed")
-        with self._net.get(url, handle, statuses=range(100, 600)) as response:
-            status = response.status_code
-            body = _body(response, handle) if status == _SEE_OTHER else b""
-            storage = response.headers.get(STORAGE_HEADER)
-            answered = str(response.url)
+        try:
+            with self._net.get(url, handle, statuses=range(100, 600)) as response:
+                status, answered = response.status_code, str(response.url)
+                body = _body(response, handle) if status == _SEE_OTHER else b""
+                storage = response.headers.get(STORAGE_HEADER)
+        except (ProtocolError, RefusedError) as error:
+            # Such as a redirect to `gs://`. If it is the hub's fault, the archive's request says so too.
+            raise _NotOfferedError(error.message, hint=error.hint) from error
         where = re.fullmatch(r"(gs://\S+?)/?\s*", body.decode("utf-8", "replace"))
         if where is None:
-            raise _NotOfferedError(handle, status)
-        place = BucketPath.parse(where[1])
+            raise _NotOfferedError(
+                f"{handle}: the hub does not offer this model uncompressed (HTTP {status})", status=status
+            )
+        try:
+            place = BucketPath.parse(where[1])
+        except RefusedError as error:
+            raise _NotOfferedError(f"{handle}: the hub names no bucket: {error.message}") from error
         if storage is None:
             return place
         # It is the hub's own word about itself only: it cannot send anybody to another server with it.
-        endpoint = urlsplit(urljoin(answered, storage))
-        if _server(endpoint.geturl()) != _server(answered) or endpoint.query or endpoint.fragment:
-            raise ProtocolError(f"{handle}: the hub names another server as its own ({STORAGE_HEADER})")
-        return dataclasses.replace(place, endpoint=endpoint.geturl().rstrip("/"))
+        endpoint = _on_same_server(answered, storage)
+        if endpoint is None:
+            raise _NotOfferedError(f"{handle}: the hub names another server as its own ({STORAGE_HEADER})")
+        return dataclasses.replace(place, endpoint=endpoint)
 
     def _why_not(self, handle: str, error: _NotOfferedError) -> HubfsError:
         """What it means for those who want no archive that the hub gives no listing."""
@@ -142,11 +173,10 @@ class TfHub:
 
 
 class _NotOfferedError(ProtocolError):
-    def __init__(self, handle: str, status: int) -> None:
-        super().__init__(
-            f"{handle}: the hub does not offer this model uncompressed (HTTP {status})",
-            hint="--load-format auto or compressed downloads its archive",
-        )
+    """The hub gives no listing. `status` is that of its answer, where that is the reason."""
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint=hint or "--load-format auto or compressed downloads its archive")
         self.status = status
 
 
@@ -160,8 +190,18 @@ def _body(response: requests.Response, handle: str) -> bytes:
     return body
 
 
+def _on_same_server(url: str, reference: str) -> str | None:
+    """The URL that `reference` means at `url`, without a slash at its end; `None` if it is elsewhere."""
+    try:
+        target = urljoin(url, reference)
+        same = _server(target) == _server(url)
+    except ValueError:
+        return None
+    return target.rstrip("/") if same and not re.search(r"[?#\s]", target) else None
+
+
 def _server(url: str) -> tuple[str, str | None, int | None, str]:
     """Scheme, host and port of a URL, and what should not be there besides."""
     split = urlsplit(url)
-    user = split.netloc.rpartition("@")[0]
-    return split.scheme, split.hostname, split.port or _DEFAULT_PORTS.get(split.scheme), user
+    port = split.port or _DEFAULT_PORTS.get(split.scheme)
+    return split.scheme, split.hostname, port, split.netloc.rpartition("@")[0]

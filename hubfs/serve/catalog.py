@@ -19,7 +19,7 @@ import stat
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -95,50 +95,68 @@ class Catalog:
         if self._closing.is_set():
             raise StoppedError("the hub is being stopped")
 
-    def models(self) -> list[Version]:
-        """All versions that are served, by model and number."""
+    def models(self, below: str = "") -> list[Version]:
+        """All versions that are served, by model and number.
+
+        Args:
+            below: only those below this path, which is no version's.
+        """
         found = []
-        for path, directories, _ in os.walk(self.root):
-            parts = Path(path).relative_to(self.root).parts
-            numbers = [name for name in directories if len(parts) >= 2 and is_version(name)]
-            found += [Version("/".join(parts), name, Path(path, name)) for name in numbers]
-            directories[:] = [
-                name for name in directories if name not in numbers and not name.startswith(".")
+        parts = tuple(part for part in below.split("/") if part)
+        try:
+            top = self._directory(below, parts)
+        except NotFoundError:
+            return []
+        for path, directories, _ in os.walk(top):
+            above = Path(path).relative_to(self.root).parts
+            here = [
+                Version("/".join(above), name, Path(path, name)) for name in directories if len(above) >= 2
             ]
-        served = [version for version in found if _is_served(version.directory)]
-        return sorted(served, key=lambda version: (version.model, *_order(version.number)))
+            served = [version for version in here if is_version(version.number) and _is_served(version)]
+            found += served
+            taken = {version.number for version in served}
+            directories[:] = [name for name in directories if name not in taken and not name.startswith(".")]
+        return sorted(found, key=lambda version: (version.model, *_order(version.number)))
+
+    def version_above(self, path: str) -> Version | None:
+        """The version that a path is, or leads into; `None` if it leads to none.
+
+        A number from the third component on is a version if it leads to a file without another number.
+        Others are a part of a model's name, as in `tensorflow/lite-model/mobilenet/1/default/1`.
+        """
+        parts = path.split("/")
+        for at, name in enumerate(parts):
+            if at >= 2 and is_version(name):
+                try:
+                    version = Version("/".join(parts[:at]), name, self._directory(path, parts[: at + 1]))
+                except NotFoundError:
+                    return None
+                if _is_served(version):
+                    return version
+        return None
 
     def find(self, handle: str) -> Version:
         """The version that a handle's path names; without a number at its end, the latest.
-
-        The first number from the third component on is the version, so a model's own name may be a number
-        only directly below its publisher.
 
         Raises:
             NotFoundError: there is none, or the path is not one that could name any.
         """
         parts = handle.split("/")
-        if any(not part or part.startswith(".") or "\0" in part for part in parts):
-            raise NotFoundError(f"{handle!r} is not the path of a model")
         if len(parts) < 2:
             raise NotFoundError(f"{handle}: not a model", hint="ask for <publisher>/<model>/<version>")
-        at = next((i for i, part in enumerate(parts) if i >= 2 and is_version(part)), len(parts))
-        if at < len(parts) - 1:
-            raise NotFoundError(f"{handle}: files of a version are not served one by one")
-        model = "/".join(parts[:at])
-        directory = self._directory(handle, parts[:at])
+        directory = self._directory(handle, parts)
         try:
-            versions = _versions(model, directory)
+            version = self.version_above(handle)
+            if version is None:
+                versions = _versions(handle, directory)
+                if not versions:
+                    raise NotFoundError(f"{handle}: no version of such a model here")
+                return versions[-1]
         except OSError as error:
             raise NotFoundError(f"{handle}: cannot be looked into ({error.strerror})") from error
-        if at == len(parts):
-            if not versions:
-                raise NotFoundError(f"{handle}: no version of such a model here")
-            return versions[-1]
-        for version in versions:
-            if version.number == parts[at]:
-                return version
-        raise NotFoundError(f"{handle}: no such version here, or an empty one")
+        if version.handle != handle:
+            raise NotFoundError(f"{handle}: files of a version are not served one by one")
+        return version
 
     def open_archive(self, version: Version) -> tuple[Archive, BinaryIO]:
         """The version's archive, built first if there is none or its files have changed.
@@ -164,14 +182,16 @@ class Catalog:
             raise HubfsError(f"{version.handle}: its archive cannot be made: {error.strerror}") from error
         return found
 
-    def _directory(self, handle: str, parts: list[str]) -> Path:
+    def _directory(self, handle: str, parts: Sequence[str]) -> Path:
+        if any(not part or part.startswith(".") or "\0" in part for part in parts):
+            raise NotFoundError(f"{handle!r} is not the path of a model")
         directory = self.root
         for part in parts:
             directory = directory / part
             try:
                 mode = directory.lstat().st_mode
-            except OSError as error:
-                raise NotFoundError(f"{handle}: no such model here ({error.strerror})") from error
+            except (OSError, ValueError) as error:
+                raise NotFoundError(f"{handle}: no such model here ({error})") from error
             if not stat.S_ISDIR(mode):
                 raise NotFoundError(f"{handle}: {part} is not a directory")
         return directory
@@ -294,14 +314,19 @@ def _order(number: str) -> tuple[int, str]:
 
 def _versions(model: str, directory: Path) -> list[Version]:
     found = [Version(model, name, directory / name) for name in os.listdir(directory) if is_version(name)]
-    served = [version for version in found if _is_served(version.directory)]
-    return sorted(served, key=lambda version: _order(version.number))
+    return sorted(filter(_is_served, found), key=lambda version: _order(version.number))
 
 
-def _is_served(directory: Path) -> bool:
-    """Whether it is a directory itself, not a link to one, with at least one file in it."""
-    paths = (os.path.join(path, name) for path, _, names in os.walk(directory) for name in names)
-    return not directory.is_symlink() and any(os.path.isfile(p) and not os.path.islink(p) for p in paths)
+def _is_served(version: Version) -> bool:
+    """Whether it is a directory, not a link to one, and a file is in it that no further number leads to."""
+    if version.directory.is_symlink():
+        return False
+    for path, directories, names in os.walk(version.directory):
+        directories[:] = [name for name in directories if not is_version(name)]
+        files = (os.path.join(path, name) for name in names)
+        if any(os.path.isfile(file) and not os.path.islink(file) for file in files):
+            return True
+    return False
 
 
 def _signature(members: list[Member]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hubfs.errors import HubfsError
+from hubfs.errors import HubfsError, NotFoundError
 
 #: Large enough that the calls into isal and hashlib, which release the GIL, outweigh the Python between them.
 BLOCK = 1 << 20
@@ -84,6 +84,18 @@ def file_member(version: Version, name: str) -> Member:
             f"{version.handle}: {name} is neither a file nor a directory, nor a symlink to a file"
         )
     return Member(name, source, status.st_size, status.st_mtime_ns)
+
+
+def only_file(version: Version, suffix: str) -> str:
+    """The path below the hub's root of the one file with this suffix.
+
+    Raises:
+        NotFoundError: there is none, or there are several.
+    """
+    names = [member.name for member in members_of(version) if member.name.endswith(suffix)]
+    if len(names) != 1:
+        raise NotFoundError(f"{version.handle}: it has {len(names) or 'no'} {suffix} files")
+    return f"{version.handle}/{names[0]}"
 
 
 def open_member(member: Member) -> BinaryIO:

@@ -18,8 +18,9 @@ from hubfs.errors import HubfsError
 from hubfs.serve.files import Member, Version
 from hubfs.serve.objects import Objects, StoredObject
 
-#: The bucket of a local hub, unless it is given another name: that of tfhub.dev.
-BUCKET = "tfhub-modules"
+#: The bucket of a local hub, unless it is given another name. No hub in the world names one like it: whoever
+#: sees it knows that it is not Google's.
+BUCKET = "hubfs-serve"
 #: Objects of one answer, as at Google.
 MAX_KEYS = 1000
 _NAMESPACE = "http://doc.s3.amazonaws.com/2006-03-01"

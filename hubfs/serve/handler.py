@@ -5,7 +5,10 @@
 given as Google Cloud Storage gives them.
 
 `?tf-hub-format=uncompressed` answers where the version's files are one by one: in a bucket that is served
-here too, below `/<bucket>`, to clients that `STORAGE_EMULATOR_HOST` or the like leads here.
+here too, below `/<bucket>`. `X-Hubfs-Storage` says so to hubfs; other clients are led here by
+`STORAGE_EMULATOR_HOST` or the like.
+
+`?lite-format=tflite` leads to the only `.tflite` file of a version, `?tfjs-format=compressed` to its archive.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from hubfs.errors import HubfsError, NotFoundError, StoppedError, UnavailableErr
 from hubfs.serve import gcs
 from hubfs.serve.catalog import Archive
 from hubfs.serve.conditions import wanted_part
-from hubfs.serve.files import Version
+from hubfs.serve.files import Version, only_file
 
 if TYPE_CHECKING:
     from hubfs.serve.server import Server
@@ -37,6 +40,12 @@ _IDLE_SECONDS = 60
 #: A refused request's body up to this size is read, so that closing does not reset the answer away.
 _MAX_DISCARD = 1 << 20
 _ARCHIVE_SUFFIX = ".tar.gz"
+#: What can be asked for, and in which formats.
+_FORMATS = {
+    "tf-hub-format": ("compressed", "uncompressed"),
+    "lite-format": ("tflite",),
+    "tfjs-format": ("compressed",),
+}
 
 
 @dataclass(frozen=True)
@@ -137,24 +146,30 @@ class Handler(BaseHTTPRequestHandler):
             handles = [version.handle for version in self.server.catalog.models()]
             self._say(HTTPStatus.OK, "\n".join(["models of this hub:", *handles]))
             return
-        formats = urllib.parse.parse_qs(query, keep_blank_values=True).get("tf-hub-format")
-        if formats is None and handle.endswith(_ARCHIVE_SUFFIX):
-            handle, formats = handle.removesuffix(_ARCHIVE_SUFFIX), ["compressed"]
+        asked = urllib.parse.parse_qs(query, keep_blank_values=True)
+        kind, form = next(((kind, asked[kind][-1]) for kind in _FORMATS if kind in asked), ("", ""))
+        if form in ("", "compressed") and handle.endswith(_ARCHIVE_SUFFIX):
+            handle, kind, form = handle.removesuffix(_ARCHIVE_SUFFIX), "tf-hub-format", "compressed"
+        if kind and form not in _FORMATS[kind]:
+            raise NotFoundError(
+                f"{handle}: the format {form!r} is not offered",
+                hint=f"ask for {kind}={' or '.join(_FORMATS[kind])}",
+            )
         version = self.server.catalog.find(handle)
-        if formats is None:
+        if not kind:
             self._send_page(version)
-        elif formats[-1] == "compressed":
+        elif form == "compressed":
             archive, file = self.server.catalog.open_archive(version)
             with file:
                 self._send_archive(archive, file)
-        elif formats[-1] == "uncompressed":
+        elif form == "uncompressed":
             # The body is the location, to the letter: tensorflow_hub does not strip it.
-            self._say(HTTPStatus.SEE_OTHER, f"gs://{self.server.bucket}/{version.handle}", end="")
+            location = f"gs://{self.server.bucket}/{version.handle}"
+            self._say(HTTPStatus.SEE_OTHER, location, {"X-Hubfs-Storage": _root_from(path)}, end="")
         else:
-            raise NotFoundError(
-                f"{handle}: the format {formats[-1]!r} is not offered",
-                hint="ask for tf-hub-format=compressed or uncompressed",
-            )
+            name = urllib.parse.quote(only_file(version, ".tflite"), errors="surrogateescape")
+            location = f"{_root_from(path)}{self.server.bucket}/{name}"
+            self._say(HTTPStatus.FOUND, f"it is at {location}", {"Location": location})
 
     def _answer_for_bucket(self, path: str, query: dict[str, list[str]]) -> None:
         asked = {name: values[-1] for name, values in query.items()}
@@ -273,3 +288,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
+
+
+def _root_from(path: str) -> str:
+    """The top of the hub, relative to the URL of a path in it: also behind a proxy that adds a prefix."""
+    return "../" * (path.count("/") - 1) or "./"

@@ -24,7 +24,7 @@ from cachetools import LRUCache
 
 from hubfs.errors import HubfsError, NotFoundError, UnavailableError
 from hubfs.serve.catalog import Catalog
-from hubfs.serve.files import BLOCK, Member, Version, file_member, is_version, members_of, open_member
+from hubfs.serve.files import BLOCK, Member, Version, file_member, members_of, open_member
 
 LOG = logging.getLogger("hubfs.serve")
 
@@ -108,10 +108,10 @@ class Objects:
             NotFoundError: there is none.
             UnavailableError: it changes while it is read.
         """
-        handle = _version_part(key)
-        if handle is None or any(part in ("", ".", "..") for part in key.split("/")):
+        version = self._catalog.version_above(key)
+        if version is None or any(part in ("", ".", "..") for part in key.split("/")):
             raise NotFoundError(f"{key!r}: no such object")
-        version, name = self._catalog.find(handle), key.removeprefix(f"{handle}/")
+        name = key.removeprefix(f"{version.handle}/")
         try:
             if (version.directory / name).is_dir():
                 raise NotFoundError(f"{key!r} is a directory")
@@ -127,13 +127,12 @@ class Objects:
         return found, file
 
     def _versions(self, prefix: str) -> list[Version]:
-        handle = _version_part(prefix)
-        if handle is None:
-            return [v for v in self._catalog.models() if f"{v.handle}/".startswith(prefix)]
-        try:
-            return [self._catalog.find(handle)]
-        except NotFoundError:
-            return []
+        # What comes behind the last slash may be the beginning of many names.
+        above = prefix.rpartition("/")[0]
+        version = self._catalog.version_above(above)
+        if version is not None:
+            return [version]
+        return [v for v in self._catalog.models(above) if f"{v.handle}/".startswith(prefix)]
 
     def _remembered(self, version: Version) -> Mapping[str, StoredObject]:
         with self._lock:
@@ -199,13 +198,6 @@ def _read(path: Path) -> dict[str, StoredObject]:
         except (ValueError, TypeError, AttributeError) as error:
             LOG.warning("%s is damaged, its checksums are computed again: %s", path, error)
     return {}
-
-
-def _version_part(key: str) -> str | None:
-    """The handle in a key or prefix, if it goes beyond a version's name: up to the first number."""
-    parts = key.split("/")
-    at = next((i for i, part in enumerate(parts[:-1]) if i >= 2 and is_version(part)), None)
-    return None if at is None else "/".join(parts[: at + 1])
 
 
 def _checked(key: str) -> str:

@@ -1,10 +1,12 @@
-"""A tar on its way -> files on disk, safely, with every step told to whoever serves them meanwhile."""
+"""An archive on its way -> files on disk, safely, with every step told to whoever serves them meanwhile."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +15,9 @@ from typing import Protocol
 from isal import isal_zlib
 
 from hubfs.errors import DamagedError, TooLargeError
+from hubfs.transfer import unzip
+from hubfs.transfer.download import in_background
+from hubfs.transfer.inflate import inflate
 from hubfs.transfer.storage import REST, STEP, Storage
 from hubfs.transfer.tar import Member, members
 
@@ -60,6 +65,45 @@ class Limits:
     max_bytes: int
 
 
+def extract_any(
+    chunks: Iterator[bytes],
+    into: Path,
+    sink: Sink,
+    storage: Storage,
+    limits: Limits,
+    *,
+    name: str,
+    spool: Path,
+    stop: Callable[[], None],
+) -> None:
+    """Extract a tar, a tar.gz or a zip, whichever it turns out to be. The rest is as `extract` does it.
+
+    A tar is inflated in a thread of its own. A zip is read when all of it is there.
+
+    Args:
+        chunks: the archive as it comes.
+        spool: where a file can be made, for a zip; no member has its name. It does not exist before nor
+            afterwards.
+        stop: makes `chunks` end soon; called if the extraction ends early.
+
+    Raises:
+        HubfsError, OSError: as `extract`.
+    """
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= len(unzip.BEGINNINGS[0]):
+            break
+    whole = itertools.chain([head], chunks)
+    if not head.startswith(unzip.BEGINNINGS):
+        with closing(in_background(inflate(whole), stop)) as tar:
+            extract(tar, into, sink, storage, limits, name=name)
+        return
+    with _named(name), unzip.spooled(whole, spool, max_bytes=limits.max_bytes) as file:
+        found = unzip.members(file, max_files=limits.max_files, max_bytes=limits.max_bytes)
+        _write(found, into, sink, storage)
+
+
 def extract(
     tar: Iterable[bytes], into: Path, sink: Sink, storage: Storage, limits: Limits, *, name: str
 ) -> None:
@@ -83,14 +127,27 @@ def extract(
         TooLargeError: the archive passes the limits.
         OSError: writing failed, for example with ENOSPC. Errors of `tar` and `sink` go up unchanged too.
     """
+    with _named(name):
+        _write(members(tar, max_files=limits.max_files, max_bytes=limits.max_bytes), into, sink, storage)
+
+
+def _write(
+    found: Iterable[tuple[Member, Iterator[memoryview]]], into: Path, sink: Sink, storage: Storage
+) -> None:
+    with _Writer(into, sink, storage) as writer:
+        for member, data in found:
+            if member.is_dir:
+                writer.directory(member)
+            else:
+                writer.file(member, data)
+        writer.finish()
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begin the messages of errors with a name."""
     try:
-        with _Writer(into, sink, storage) as writer:
-            for member, data in members(tar, max_files=limits.max_files, max_bytes=limits.max_bytes):
-                if member.is_dir:
-                    writer.directory(member)
-                else:
-                    writer.file(member, data)
-            writer.finish()
+        yield
     except (DamagedError, TooLargeError) as error:
         if error.message.startswith(f"{name}: "):
             raise  # One of the download's own.

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hubfs.errors import DamagedError, HubfsError, StoppedError, UnavailableError, from_os_error
 from hubfs.transfer.chunks import CHUNK
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from hubfs.hubs.base import RemoteFile, Source
 
 log = logging.getLogger(__name__)
-#: Bytes of a request that are given to the sink at once: what a kill loses of each request that is on its
-#: way, and how long readers wait for the first bytes of a large one.
-PIECE: Final = 1 << 20
 #: Changes something; False if there cannot be anything to send because of that.
 _Change = Callable[[Prefetch, float], bool | None]
 
@@ -317,7 +314,7 @@ class Fetcher:
         """Bring a range to its sink, piece by piece; returns why that failed."""
         handle, at, stop = remote.handle, request.start, request.stop
         try:
-            pieces = remote.source.pieces(handle, remote.file, at, stop, remote.cancel, PIECE)
+            pieces = remote.source.pieces(handle, remote.file, at, stop, remote.cancel, CHUNK)
             with closing(pieces):
                 for data in pieces:
                     error = self._write(remote, at, data)

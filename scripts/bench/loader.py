@@ -1,8 +1,8 @@
 """Imports TensorFlow, says `ready`, and then loads what it is told to, each in a process of its own.
 
-An order is a line of JSON on standard input: `{"how": "saved_model" | "hub", "handle": …, "cache": …}`. How
-long it took goes to standard output as a line of JSON. The processes are forked from this one, which has
-TensorFlow imported but never runs an operation: importing takes longer than many loads.
+An order is a line of JSON on standard input: the arguments of `load`. How long it took goes to standard
+output as a line of JSON. The processes are forked from this one, which has TensorFlow imported but never runs
+an operation: importing takes longer than many loads.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_hub as hub
 
 
-def load(how: str, handle: str, cache: str) -> dict[str, Any]:
-    os.environ["TFHUB_CACHE_DIR"] = cache
+def load(how: str, handle: str, cache: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    os.environ.update(environment, TFHUB_CACHE_DIR=cache)
     # What the first operation of a process costs is not a model's.
     float(tf.constant(1.0) + 1)
     began = resolved = time.perf_counter()
-    if how == "hub":
+    if how == "saved_model":
+        model = tf.saved_model.load(handle)
+    else:
         path = hub.resolve(handle)
         resolved = time.perf_counter()
-        model = hub.load(path)
-    else:
-        model = tf.saved_model.load(handle)
+        model = hub.load(path) if how == "hub" else None
     ended = time.perf_counter()
     return {
         "seconds": ended - began,
         "resolving": resolved - began,
-        "ends": [float(table[-1, -1]) for table in model.tables],
+        "ends": [float(table[-1, -1]) for table in model.tables] if model else [],
     }
 
 

@@ -141,6 +141,30 @@ def _kept(work: Path, name: str, build: Callable[[Path], None]) -> Model:
     return Model(f"bench/{name}/1", home / "tree", archive, size)
 
 
+def checksums(model: Model) -> dict[str, str]:
+    """The MD5 of each file of a model, in hex, by its path in the tree; computed once and kept beside it."""
+    kept = model.tree.with_name("tree.json")
+    if not kept.exists():
+        found = {
+            path.relative_to(model.tree).as_posix(): _md5(path)
+            for path in sorted(model.tree.rglob("*"))
+            if path.is_file()
+        }
+        unfinished = kept.with_name(f"tree.json.{os.getpid()}")
+        unfinished.write_text(json.dumps(found))
+        unfinished.rename(kept)
+    known: dict[str, str] = json.loads(kept.read_text())
+    return known
+
+
+def _md5(path: Path) -> str:
+    md5 = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            md5.update(block)
+    return md5.hexdigest()
+
+
 def pack(tree: Path, target: Path) -> Archive:
     """Make a tree's archive."""
     names = sorted(tree.rglob("*"), key=lambda path: ("variables" not in path.parts, str(path)))

@@ -39,6 +39,10 @@ _QUICK = """
 """
 
 
+#: Bars by heading and label.
+_Groups = dict[str, dict[str, plot.Point]]
+
+
 @dataclass(frozen=True)
 class Environment:
     """One system's figures."""
@@ -183,9 +187,12 @@ def _plots(environments: Sequence[Environment]) -> Iterator[tuple[str, str, str]
     if reads := {e.name: group for e in environments if (group := _read_speeds(e))}:
         title = "Sequential reads of a cached file: speed, in % of the file system's own"
         yield "benchmarks-reads.svg", title, plot.bars(title, "%", reads, "")
-    if loads := _cold_loads(environments):
-        title = "tf.saved_model.load of a model that is not cached: seconds"
+    if loads := _cold_loads(environments, "load-cold"):
+        title = "tf.saved_model.load of a model that is not cached, from its archive: seconds"
         yield "benchmarks-cold-loads.svg", title, plot.bars(title, "s", loads, "hubfs")
+    if loads := _cold_loads(environments, "stream", "cold load of "):
+        title = "tf.saved_model.load of a model that is not cached, by range: seconds"
+        yield "benchmarks-stream.svg", title, plot.bars(title, "s", loads, "hubfs")
     keys = _keys(environments, lambda result: result.met is not None)
     if keys:
         rows = {
@@ -209,18 +216,30 @@ def _read_speeds(environment: Environment) -> dict[str, plot.Point]:
     }
 
 
-def _cold_loads(environments: Sequence[Environment]) -> dict[str, dict[str, plot.Point]]:
-    """hubfs and the others by model and link, of the first environment that measured them."""
-    groups: dict[str, dict[str, plot.Point]] = {}
+def _cold_loads(environments: Sequence[Environment], part: str, begin: str = "") -> _Groups:
+    """hubfs and the others by model and link, of the first environment that measured them.
+
+    Args:
+        begin: how the names of the rows begin.
+    """
+    groups: _Groups = {}
     for environment in environments:
         for result in environment.results:
-            if result.part == "load-cold" and result.baseline and not groups.get(result.name):
-                group = groups.setdefault(result.name.partition(", beside")[0], {})
-                group.setdefault("hubfs", _point(result.ours))
+            if result.part == part and result.name.startswith(begin) and result.baseline:
+                heading = result.name.removeprefix(begin).partition(", beside")[0]
+                rest, _, last = heading.rpartition(", ")
+                # The load format, where there are several.
+                heading, ours = (rest, f"hubfs, {last}") if last.isupper() else (heading, "hubfs")
+                group = groups.setdefault(heading, {})
+                group[ours] = _point(result.ours)
                 group[result.baseline_name] = _point(result.baseline)
         if groups:
             break
-    return groups
+    # hubfs first: its rows are beside each other, and the others' come with each of them.
+    return {
+        heading: dict(sorted(group.items(), key=lambda item: not item[0].startswith("hubfs")))
+        for heading, group in groups.items()
+    }
 
 
 def _by_target(result: Result | None) -> plot.Point | None:

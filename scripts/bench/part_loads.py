@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from scripts.bench.bench import NOWHERE, Bench, warm
-from scripts.bench.models import Model, link_into_cache, saved_model
+from scripts.bench.loads import Load, Loader, check_same, loading, models
+from scripts.bench.models import Model, link_into_cache
 from scripts.bench.others import ratarmount, rclone
-from scripts.bench.processes import CHECKOUT, Unavailable, environment
 from scripts.bench.results import Result, compared
 from scripts.bench.server import GIGABIT, LOOPBACK, SLOW, Link, serving
 
@@ -36,13 +29,13 @@ def load_warm(bench: Bench) -> Iterator[Result]:
     Loads through one settled mount and of the local directory alternate, each in a process of its own that
     has imported TensorFlow before the clock starts.
     """
-    models = _models(bench)
-    with _loading() as load:
-        for kind, model in models.items():
+    kinds = models(bench)
+    with loading() as load:
+        for kind, model in kinds.items():
             yield from _warm(bench, load, kind, model)
 
 
-def _warm(bench: Bench, load: _Loader, kind: str, model: Model) -> Iterator[Result]:
+def _warm(bench: Bench, load: Loader, kind: str, model: Model) -> Iterator[Result]:
     cache = bench.fresh("cache")
     local = link_into_cache(cache, f"{NOWHERE}/{model.handle}", model)
     warm(local)
@@ -55,7 +48,7 @@ def _warm(bench: Bench, load: _Loader, kind: str, model: Model) -> Iterator[Resu
                 # Neither is always the first of two.
                 pair = [path, str(local)] if run % 2 else [str(local), path]
                 loads = {place: load("saved_model", place) for place in pair}
-                _check_same(*loads.values())
+                check_same(*loads.values())
                 ours.append(loads[path].seconds)
                 native.append(loads[str(local)].seconds)
         name = f"{kind}, {model.size / 1e6:.0f} MB, {mode}"
@@ -67,30 +60,32 @@ def _warm(bench: Bench, load: _Loader, kind: str, model: Model) -> Iterator[Resu
 def load_cold(bench: Bench) -> Iterator[Result]:
     """`tf.saved_model.load` of the mount path of a model that is not cached, beside `hub.load` of its URL.
 
-    Each has an empty cache, and a process of its own that has imported TensorFlow before the clock starts.
-    The server, which all share, has the archive in its page cache; its limits are those of one connection.
-    rclone mounts the unpacked files, which that server has as well; ratarmount mounts the archive's URL, and
-    making its index counts.
+    Both download the archive; files that are read by range are the part `stream`. Each has an empty cache,
+    and a process of its own that has imported TensorFlow before the clock starts. The server, which all
+    share, has the archive in its page cache; its limits are those of one connection. rclone mounts the
+    unpacked files, which that server has as well; ratarmount mounts the archive's URL, and making its index
+    counts.
     """
-    models = _models(bench)
-    with _loading() as load:
-        for kind, model in models.items():
+    kinds = models(bench)
+    with loading() as load:
+        for kind, model in kinds.items():
             for link in (LOOPBACK, GIGABIT, SLOW) if kind == "large" else (LOOPBACK, GIGABIT):
                 yield from _cold(bench, load, kind, model, link)
 
 
-def _cold(bench: Bench, load: _Loader, kind: str, model: Model, link: Link) -> Iterator[Result]:
+def _cold(bench: Bench, load: Loader, kind: str, model: Model, link: Link) -> Iterator[Result]:
     times: dict[str, list[float]] = {}
     parts = []
     with serving({model.handle: model.archive}, link, digests=bench.digests, trees=[model]) as url:
         for run in range(bench.sizes.runs):
             bench.say(f"cold load of {model.handle}, {link.name}, {run + 1}")
             warm(model.archive.path)
-            with bench.fresh_cache() as cache, bench.mounted(cache, url) as mount:
+            archives = {"load_format": "compressed"}
+            with bench.fresh_cache() as cache, bench.mounted(cache, url, **archives) as mount:
                 mine = load("saved_model", str(mount.path / model.handle))
             with bench.fresh_cache() as cache:
                 other = load("hub", f"{url}/{model.handle}", cache)
-            _check_same(mine, other)
+            check_same(mine, other)
             parts.append(other.resolving)
             found = {"hubfs": mine.seconds, "hub.load, cold": other.seconds}
             if link is LOOPBACK:
@@ -109,89 +104,18 @@ def _cold(bench: Bench, load: _Loader, kind: str, model: Model, link: Link) -> I
 
 
 def _load_by_others(
-    bench: Bench, load: _Loader, model: Model, url: str, expected: _Load
+    bench: Bench, load: Loader, model: Model, url: str, expected: Load
 ) -> Iterator[tuple[str, float]]:
     with bench.optional("load-cold: rclone"):
         warm(model.tree)
         with rclone(bench, f":http,url='{url}/files/{model.handle}/':") as path:
             found = load("saved_model", str(path))
-        _check_same(found, expected)
+        check_same(found, expected)
         yield "rclone mount", found.seconds
     with bench.optional("load-cold: ratarmount"):
         began = time.perf_counter()
         with ratarmount(bench, f"{url}/{model.handle}.tar.gz") as path:
             mounting = time.perf_counter() - began
             found = load("saved_model", str(path))
-        _check_same(found, expected)
+        check_same(found, expected)
         yield "ratarmount", mounting + found.seconds
-
-
-def _models(bench: Bench) -> Mapping[str, Model]:
-    if importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("tensorflow_hub") is None:
-        raise Unavailable("TensorFlow is not installed: pip install 'hubfs[tensorflow]'")
-    sizes = {"large": bench.sizes.large, "embed": bench.sizes.embed}
-    return {kind: saved_model(bench.work, kind, size) for kind, size in sizes.items()}
-
-
-@dataclass(frozen=True)
-class _Load:
-    """One load.
-
-    Attributes:
-        resolving: seconds of it that went by until there was a local path.
-        ends: the last value of each variable.
-    """
-
-    seconds: float
-    resolving: float
-    ends: list[float]
-
-
-class _Loader:
-    """Loads models, each in a fresh process that has TensorFlow imported."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def __call__(self, how: str, handle: str, cache: Path | None = None) -> _Load:
-        """
-        Args:
-            how: `saved_model` for a path, `hub` for a URL.
-            cache: tensorflow_hub's cache directory.
-        """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        order = {"how": how, "handle": handle, "cache": str(cache or "")}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline() or '{"error": "it ended"}')
-        if "error" in answer:
-            raise RuntimeError(f"loading {handle} failed: {answer['error']}")
-        return _Load(**answer)
-
-
-@contextmanager
-def _loading() -> Iterator[_Loader]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.bench.loader"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=CHECKOUT,
-        env=environment(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1"),
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        if process.stdout.readline() != "ready\n":
-            raise RuntimeError("TensorFlow cannot be imported")
-        yield _Loader(process)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
-
-
-def _check_same(*loads: _Load) -> None:
-    if not loads[0].ends or any(load.ends != loads[0].ends for load in loads):
-        raise RuntimeError("two loads of one model gave different variables")

@@ -12,6 +12,12 @@ from typing import Final
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 
+#: Beginnings of the variables that programs which are measured take settings from.
+_SETTINGS: Final = (
+    "HUBFS_", "TFHUB_", "RCLONE_", "GCS_", "GOOGLE_", "AWS_", "STORAGE_EMULATOR_",
+)  # fmt: skip
+
+
 class Unavailable(Exception):
     """What cannot be measured on this machine; the message says why."""
 
@@ -21,7 +27,7 @@ def environment(**more: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("HUBFS_", "TFHUB_", "RCLONE_")) and not name.lower().endswith("_proxy")
+        if not name.startswith(_SETTINGS) and not name.lower().endswith("_proxy")
     }
     return {**kept, **more}
 

@@ -73,6 +73,31 @@ def opens(path: str, count: int) -> float:
     return statistics.median(times) * 1e6
 
 
+def first(path: str) -> float:
+    """Seconds until a file's first byte is there."""
+    began = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib would be measured as well
+        if len(file.read(1)) != 1:
+            raise RuntimeError(f"{path}: it is empty")
+        return time.perf_counter() - began
+
+
+def stretch(path: str, start: int, count: int) -> float:
+    """Seconds to read so many bytes of a file from a place on, in blocks of 1 MiB; from its beginning
+    again when it ends."""
+    buffer, at, left = bytearray(_BLOCK), start, count
+    began = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib would be measured as well
+        size = os.fstat(file.fileno()).st_size
+        while left:
+            got = os.preadv(file.fileno(), [memoryview(buffer)[:left]], at % size)
+            if not got:
+                raise RuntimeError(f"{path}: nothing at {at % size}")
+            at += got
+            left -= got
+    return time.perf_counter() - began
+
+
 def tail(path: str) -> float:
     """Seconds until a file's last byte is there."""
     began = time.perf_counter()
@@ -101,6 +126,8 @@ def status(path: str) -> dict[str, Any]:
 
 _ALL: Final[tuple[Callable[..., Any], ...]] = (
     sequential,
+    first,
+    stretch,
     scattered,
     opens,
     tail,

@@ -21,6 +21,7 @@ Parts, each in the module that its name tells:
     metadata    stat and find over many cached models, beside rclone and the cache directory
     pull        `hubfs pull` beside `curl | tar xz`, and beside the slowest resource that it needs
     transfer    memory and CPU of the daemon during a transfer, and another reader's speed
+    stream      models read by range from a bucket, beside hub.load, TensorFlow's own gs:// and rclone
     stalled     stat and reads of cached models while 100 readers wait for another one
 
 Models are built once below $HUBFS_BENCH_DIR (default .bench in the checkout; 6 GB in full mode) and kept.
@@ -57,6 +58,7 @@ from scripts.bench.part_reads import reads
 from scripts.bench.part_server import server
 from scripts.bench.part_stalled import stalled
 from scripts.bench.part_startup import startup
+from scripts.bench.part_stream import stream
 from scripts.bench.part_transfer import transfer
 from scripts.bench.processes import CHECKOUT
 from scripts.bench.results import Result, number, spread, target, verdict
@@ -71,6 +73,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[Result]]] = {
     "metadata": metadata,
     "pull": pull,
     "transfer": transfer,
+    "stream": stream,
     "stalled": stalled,
 }
 

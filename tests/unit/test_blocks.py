@@ -14,14 +14,14 @@ import pytest
 
 from hubfs.cache.blocks import Blocks, MemoryFile, divide
 from hubfs.config import Settings
-from hubfs.errors import AccessError
+from hubfs.errors import AccessError, DamagedError
 from hubfs.hubs.base import RemoteFile
 from hubfs.net import Net
 from hubfs.transfer.chunks import CHUNK
 from hubfs.transfer.fetch import Fetcher, policy
 from hubfs.transfer.prefetch import Kind, Policy
 from tests.hub import Fault, FaultHub
-from tests.remote import HttpSource, Waiter
+from tests.remote import Doubting, HttpSource, Waiter
 
 PATH = "m/variables.data.tar"  # FaultHub's faults are for archives
 MiB = 1 << 20
@@ -184,6 +184,23 @@ def test_range_that_is_retried_keeps_no_room_meanwhile(memory: Memory) -> None:
     assert memory.blocks.used == MiB
 
 
+def test_file_whose_pieces_are_taken_back_is_read_no_more(memory: Memory) -> None:
+    file, other = memory.open(), memory.open("m/other.tar")
+    memory.fetcher._machine.lanes[""].rate = 1e9
+    file.remote.source = Doubting(file.remote.source)
+    with pytest.raises(DamagedError, match="not what was declared"):
+        memory.read(file, 8 * MiB, 4 * MiB)
+    for start in (8 * MiB, 15 * MiB):
+        with pytest.raises(DamagedError, match="open it again"):
+            memory.read(file, start, 10)
+    file.close()
+    # What was on its way for it gives its room back when it comes.
+    with memory.waiter.everything:
+        assert memory.waiter.everything.wait_for(lambda: memory.blocks.used == 0, 30)
+    assert memory.read(other, 0, 20 * MiB) == BODY[: 20 * MiB]
+    assert memory.read(memory.open(), 8 * MiB, 4 * MiB) == BODY[8 * MiB : 12 * MiB]
+
+
 # ---- who is dropped for whom
 
 
@@ -293,7 +310,7 @@ from hubfs.config import Settings
 from hubfs.hubs.base import RemoteFile
 from hubfs.net import Net
 from hubfs.transfer.fetch import Fetcher, policy
-from tests.remote import HttpSource, Waiter
+from tests.remote import Doubting, HttpSource, Waiter
 
 url, path, size, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 

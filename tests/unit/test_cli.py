@@ -184,13 +184,24 @@ class TestErrors:
         assert len(lines) == (2 if hint else 1)
         assert not hint or lines[1].startswith(f"  next: {hint}")
 
-    @pytest.mark.parametrize("command", [("mount", "/x"), ("pull", "a/b/1"), ("resolve", "a/b/1")])
-    def test_uncompressed_is_not_there_yet(self, run, monkeypatch, command):
-        expected = "hubfs: load_format: uncompressed is not there yet\n  next: auto and compressed work"
-        code, _, err = run(*command, "--load-format", "UNCOMPRESSED")
-        assert (code, err.startswith(expected)) == (2, True)
+    def test_uncompressed_is_not_for_those_who_want_all_verified(self, run, stand_in):
+        stand_in("daemon", start=lambda settings, path: pytest.fail("it was mounted"))
+        code, _, err = run("mount", "/x", "--verified-only", "--load-format", "UNCOMPRESSED")
+        assert (code, err.splitlines()[1]) == (2, "  next: use --load-format auto or compressed with it")
+        assert "hubfs: verified_only: " in err
+
+    @pytest.mark.parametrize("command", ["pull", "resolve"])
+    def test_uncompressed_is_taken_by_those_who_bring_in(self, run, monkeypatch, stand_in, command):
+        given = []
+
+        def pull(handles, settings, **how):
+            given.append(settings.load_format)
+            return [Pulled(handles[0], "/c/k", 1, True, None)]
+
+        stand_in("api", pull=pull, resolve=lambda handle, settings: pull([handle], settings)[0].path)
         monkeypatch.setenv("TFHUB_MODEL_LOAD_FORMAT", "UNCOMPRESSED")
-        assert run(*command)[0] == 2
+        assert run(command, "a/b/1")[0] == 0
+        assert given == [LoadFormat.UNCOMPRESSED]
 
     def test_uncompressed_does_not_matter_to_ls(self, run, monkeypatch, stand_in):
         stand_in("api", models=lambda settings, prefix: [])
@@ -399,6 +410,7 @@ STATUS = {
     "version": "0.1.0", "pid": 77, "mountpoint": "/mnt/a", "hub": "https://tfhub.dev", "load_format": "auto",
     "offline": False, "started": 1000.0,
     "cache": {"dir": "/var/cache/x", "size": 3 * 2**30, "models": 2, "free": 2**40},
+    "shared_cache": {"url": "gs://bucket/prefix", "uploads": 1},
     "transfers": [{"handle": HANDLE, "state": "transferring", "received": 2**29, "total": 2**30, "written": 0,
                    "rate": 2.0**26, "waiting": 2},
                   {"handle": "x", "state": "locating", "received": 0, "total": None, "written": 0,
@@ -440,6 +452,7 @@ class TestStatus:
             "/mnt/a\n",
             "https://tfhub.dev, auto",
             "/var/cache/x: 2 models, 3.0 GiB, 1.0 TiB free",
+            "shared      gs://bucket/prefix, 1 model on the way there\n",
             "pid 77, hubfs 0.1.0, started",
             "cached; no passthrough: libfuse 3.14.0 is older than 3.17.2\n",
             f"{HANDLE}: transferring, 512.0 MiB of 1.0 GiB (50 %), 64.0 MiB/s, 8 seconds left, 2 readers",
@@ -449,6 +462,21 @@ class TestStatus:
         ):
             assert part in alive
         assert dead == "/mnt/dead\n  problem     /mnt/dead: the mount is dead\n  next        mount it again\n"
+
+    @pytest.mark.parametrize(
+        ("shared", "line"),
+        [
+            (None, ""),
+            ({"url": "s3://b/p", "uploads": 0}, "  shared      s3://b/p\n"),
+            ({"url": "s3://b/p", "uploads": 2}, "  shared      s3://b/p, 2 models on the way there\n"),
+        ],
+    )
+    def test_tells_of_the_shared_cache(self, run, monkeypatch, shared, line):
+        monkeypatch.setattr(mounts, "find", lambda: [Path("/mnt/a")])
+        monkeypatch.setattr(mounts, "status", lambda path: {**STATUS, "shared_cache": shared})
+        _, out, _ = run("status")
+        assert line in out
+        assert ("shared" in out) == bool(line)
 
     def test_json(self, run, two_mounts):
         found = json.loads(run("status", "--json")[1])

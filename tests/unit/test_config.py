@@ -21,8 +21,13 @@ FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 #: For each setting: what a flag gives, what the variable says and means, and the same for the file.
 VALUES: dict[str, tuple[Any, tuple[str, Any], tuple[str, Any]]] = {
     "hub": ("https://flag.org", ("http://env.org", "http://env.org"), ('"https://f.org"', "https://f.org")),
-    "allow_hosts": (("flag.org",), ("a.org,b:80", ("a.org", "b:80")), ('["file.org"]', ("file.org",))),
+    "allow_hosts": (
+        ("flag.org", "gs://flag"), ("a.org,b:80 s3://env", ("a.org", "b:80", "s3://env")),
+        ('["file.org"]', ("file.org",)),
+    ),
     "cache_dir": ("/flag", ("/env", "/env"), ('"/file"', "/file")),
+    "shared_cache": ("gs://flag/a", ("s3://env", "s3://env"), ('"gs://file/a/b"', "gs://file/a/b")),
+    "memory_limit": (1 << 25, ("20MB", 20_000_000), ('"1GiB"', 1 << 30)),
     "load_format": ("compressed", ("UNCOMPRESSED", LoadFormat.UNCOMPRESSED), ('"auto"', LoadFormat.AUTO)),
     "verify_certificates": (False, ("true", False), ("false", False)),
     "download_progress": (True, ("0", True), ("true", True)),
@@ -180,7 +185,21 @@ BAD = [
     ("allow_hosts", "https://a.org", '["https://a.org"]'),
     ("allow_hosts", "a.org/path", '["a.org/path"]'),
     ("allow_hosts", "a.org:99999", '["a.org:99999"]'),
-    ("cache_dir", "gs://bucket/cache", '"gs://bucket/cache"'),
+    ("allow_hosts", "gs://", '["gs://"]'),
+    ("allow_hosts", "gs://bucket/dir", '["gs://bucket/dir"]'),
+    ("allow_hosts", "gs://Bucket", '["gs://Bucket"]'),
+    ("allow_hosts", "gcs://bucket", '["gcs://bucket"]'),
+    ("shared_cache", "/srv/models", '"/srv/models"'),
+    ("shared_cache", "https://bucket/prefix", '"https://bucket/prefix"'),
+    ("shared_cache", "gs:/bucket", '"gs:/bucket"'),
+    ("shared_cache", "gs://", '"gs://"'),
+    ("shared_cache", "gs://b", '"gs://b"'),
+    ("shared_cache", "gs://bucket//prefix", '"gs://bucket//prefix"'),
+    ("shared_cache", "gs://bucket/a?x=1", '"gs://bucket/a?x=1"'),
+    ("shared_cache", "s3://bucket/a#b", '"s3://bucket/a#b"'),
+    ("memory_limit", "15MiB", '"15MiB"'),
+    ("memory_limit", "0", "0"),
+    ("memory_limit", "much", '"much"'),
 ]
 
 
@@ -252,6 +271,74 @@ def test_size(text: str, size: int) -> None:
 def test_what_is_not_a_size(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
+
+
+BUCKET = "gs://bucket/prefix"
+DEFAULT_CACHE = str(Path(tempfile.gettempdir()) / "tfhub_modules")
+
+
+@pytest.mark.parametrize(
+    ("file", "environ", "flags", "cache_dir", "shared_cache"),
+    [
+        ("", {}, {}, DEFAULT_CACHE, ""),
+        # A bucket in tensorflow_hub's variable is the shared cache, wherever the local one is named.
+        ("", {"TFHUB_CACHE_DIR": BUCKET}, {}, DEFAULT_CACHE, BUCKET),
+        ("", {"TFHUB_CACHE_DIR": f"{BUCKET}/"}, {}, DEFAULT_CACHE, BUCKET),
+        ("", {"TFHUB_CACHE_DIR": BUCKET}, {"cache_dir": "/flag"}, "/flag", BUCKET),
+        ('cache_dir = "/file"', {"TFHUB_CACHE_DIR": BUCKET}, {}, "/file", BUCKET),
+        ('cache_dir = "/file"', {"TFHUB_CACHE_DIR": BUCKET}, {"cache_dir": "/flag"}, "/flag", BUCKET),
+        ('shared_cache = "s3://file"', {"TFHUB_CACHE_DIR": "/env"}, {}, "/env", "s3://file"),
+        # And so elsewhere: who writes it there means the same.
+        (f'cache_dir = "{BUCKET}"', {}, {}, DEFAULT_CACHE, BUCKET),
+        (f'cache_dir = "{BUCKET}"', {"TFHUB_CACHE_DIR": "/env"}, {}, "/env", BUCKET),
+        ("", {}, {"cache_dir": "s3://flag"}, DEFAULT_CACHE, "s3://flag"),
+        ("", {"TFHUB_CACHE_DIR": "/env"}, {"cache_dir": "s3://flag"}, "/env", "s3://flag"),
+        # The one that is named as such goes first, and the flag before the variable.
+        ("", {"TFHUB_CACHE_DIR": BUCKET}, {"shared_cache": "s3://flag"}, DEFAULT_CACHE, "s3://flag"),
+        ("", {"TFHUB_CACHE_DIR": BUCKET, "HUBFS_SHARED_CACHE": "s3://env"}, {}, DEFAULT_CACHE, "s3://env"),
+        ("", {"TFHUB_CACHE_DIR": BUCKET}, {"cache_dir": "s3://flag"}, DEFAULT_CACHE, "s3://flag"),
+    ],
+)  # fmt: skip
+def test_bucket_as_cache_directory_is_the_shared_cache(
+    file: str, environ: dict[str, str], flags: dict[str, str], cache_dir: str, shared_cache: str,
+    config_file: ConfigFile,
+) -> None:  # fmt: skip
+    settings = load(environ, config_file(file), **flags)
+    assert (settings.cache_dir, settings.shared_cache) == (cache_dir, shared_cache)
+
+
+def test_bucket_is_never_the_local_cache() -> None:
+    with pytest.raises(ConfigError, match="cache_dir: gs://bucket is a bucket") as caught:
+        Settings(cache_dir="gs://bucket")
+    assert "--shared-cache" in caught.value.hint
+
+
+@pytest.mark.parametrize("value", ["https://bucket/x", "gs://Bucket", "hdfs://host/path"])
+def test_other_url_as_cache_directory_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"TFHUB_CACHE_DIR": value})
+    assert value in str(caught.value)
+    assert "TFHUB_CACHE_DIR" in str(caught.value)
+
+
+def test_slash_at_the_end_of_the_shared_cache_makes_no_difference() -> None:
+    assert load(shared_cache="gs://bucket/a/").shared_cache == "gs://bucket/a"
+
+
+def test_least_memory_is_enough() -> None:
+    assert load(memory_limit="16MiB").memory_limit == 16 << 20
+    with pytest.raises(ConfigError, match="memory_limit: 16777215 bytes are too little") as caught:
+        load(memory_limit=(16 << 20) - 1)
+    assert "16 MiB" in caught.value.hint
+
+
+def test_what_is_not_kept_cannot_be_verified_as_a_whole() -> None:
+    with pytest.raises(ConfigError, match="verified_only: .* cannot be checked") as caught:
+        load({"HUBFS_VERIFIED_ONLY": "true"}, load_format="uncompressed")
+    assert "HUBFS_VERIFIED_ONLY" in str(caught.value)
+    assert "--load-format" in caught.value.hint
+    for load_format in ("auto", "compressed"):
+        assert load(verified_only=True, load_format=load_format).verified_only
 
 
 def test_cache_directory_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from hubfs.transfer.chunks import CHUNK
 from hubfs.transfer.fetch import Fetcher, Remote, Sink, policy
 from hubfs.transfer.prefetch import FIRST
 from tests.hub import Fault, FaultHub
-from tests.remote import HttpSource, Waiter
+from tests.remote import Doubting, HttpSource, Waiter
 
 PATH = "m/variables.data.tar"  # FaultHub's faults are for archives
 OTHER = "m/other.tar"
@@ -257,6 +257,94 @@ def test_filling_goes_on_after_the_hub_was_away(world: World) -> None:
     until(disk, lambda: remote.complete)
     assert disk.read(0, len(BODY)) == BODY
     assert set(disk.times.values()) == {1}
+
+
+class TestPieces:
+    """Requests of several MiB, as they are sent once a line is known to be quick."""
+
+    @pytest.fixture(autouse=True)
+    def quick_line(self, world: World) -> None:
+        world.fetcher._machine.lanes[""].rate = 1e9
+
+    def test_are_read_while_the_rest_is_on_its_way(self, world: World) -> None:
+        remote, disk = world.open()
+        go_on = threading.Event()
+        world.hub.fault(PATH, Fault.stall(2 * MiB + 5, go_on, times=None))
+        with remote.waiting(8 * MiB, 12 * MiB) as all_of_it:
+            with remote.waiting(9 * MiB, 10 * MiB) as some:
+                disk.waiter.until(some)
+            assert disk.read(8 * MiB, 10 * MiB) == BODY[8 * MiB : 10 * MiB]
+            assert remote.has(8 * MiB, 10 * MiB) and all_of_it.ready() is None
+            assert world.ranges() == [(8 * MiB, 12 * MiB)]
+            go_on.set()
+            disk.waiter.until(all_of_it)
+        assert world.ranges() == [(8 * MiB, 12 * MiB)]
+        assert set(disk.times.values()) == {1}
+
+    @pytest.mark.parametrize("kind", [Fault.cut, Fault.reset])
+    @pytest.mark.parametrize("after", [0, MiB - 1, MiB, 3 * MiB + 77])
+    def test_that_came_are_kept_when_the_line_breaks(self, world: World, kind, after: int) -> None:
+        remote, disk = world.open()
+        world.hub.fault(PATH, kind(after))
+        with remote.waiting(8 * MiB, 12 * MiB) as awaited:
+            disk.waiter.until(awaited)
+        assert disk.read(8 * MiB, 12 * MiB) == BODY[8 * MiB : 12 * MiB]
+        kept = after // MiB * MiB
+        assert world.ranges() == [(8 * MiB, 12 * MiB), (8 * MiB + kept, 12 * MiB)]
+        assert set(disk.times.values()) == {1}
+
+    def test_that_come_make_a_line_that_breaks_again_and_again_good_enough(self, world: World) -> None:
+        remote, disk = world.open()
+        world.hub.fault(PATH, *[Fault.cut(MiB + 7)] * 5)  # there are two retries
+        with remote.waiting(8 * MiB, 14 * MiB) as awaited:
+            disk.waiter.until(awaited)
+        assert disk.read(8 * MiB, 14 * MiB) == BODY[8 * MiB : 14 * MiB]
+        assert len(world.ranges()) == 6 and disk.errors == []
+
+    def test_that_came_are_there_for_others_though_the_rest_is_given_up(self, world: World) -> None:
+        remote, disk = world.open()
+        world.hub.fault(PATH, Fault.cut(2 * MiB), Fault.status(403, b"no more"))
+        with pytest.raises(AccessError, match="no more"):
+            get(remote, disk, 8 * MiB, 12 * MiB)
+        assert get(remote, disk, 8 * MiB, 10 * MiB) == BODY[8 * MiB : 10 * MiB]
+        assert len(world.ranges()) == 2
+
+    def test_are_taken_back_if_all_of_them_together_are_wrong(self, world: World) -> None:
+        remote, disk = world.open()
+        source = remote.source
+        remote.source = Doubting(source)
+        with pytest.raises(DamagedError, match="not what was declared"):
+            get(remote, disk, 8 * MiB, 12 * MiB)
+        assert not remote.has(8 * MiB, 8 * MiB + 1)
+        remote.source = source
+        assert get(remote, disk, 8 * MiB, 12 * MiB) == BODY[8 * MiB : 12 * MiB]
+
+    def test_that_cannot_be_written_end_the_request(self, world: World) -> None:
+        remote, disk = world.open()
+
+        def full() -> None:
+            if len(disk.times) == 2 * MiB // CHUNK:
+                raise OSError(28, "No space left on device")
+
+        disk.before_write = full
+        with pytest.raises(DiskFullError):
+            get(remote, disk, 8 * MiB, 12 * MiB)
+        assert disk.read(8 * MiB, 10 * MiB) == BODY[8 * MiB : 10 * MiB]
+        assert remote.has(8 * MiB, 10 * MiB) and not remote.has(10 * MiB, 10 * MiB + 1)
+
+    def test_that_come_after_the_end_are_not_written(self, world: World) -> None:
+        remote, disk = world.open()
+        go_on = threading.Event()
+        world.hub.fault(PATH, Fault.stall(2 * MiB + 5, go_on))
+        with remote.waiting(8 * MiB, 12 * MiB) as awaited:
+            until(disk, lambda: remote.has(8 * MiB, 10 * MiB))
+            remote.close()
+            written = dict(disk.times)
+            with pytest.raises(StoppedError):
+                disk.waiter.until(awaited)
+        go_on.set()
+        world.hub.wait_for(lambda hub: all(request.done.is_set() for request in hub.log))
+        assert disk.times == written
 
 
 def test_full_disk_is_told_to_the_reader(world: World) -> None:

@@ -53,8 +53,8 @@ def put(layout: Layout) -> Put:
 
 
 def soon(look: Callable[[], object], expected: object) -> None:
-    """A look after a change may come too early: scans are a moment apart."""
-    deadline = time.monotonic() + 5
+    """A look after a change may come too early: scans are a moment apart, which is long on a busy machine."""
+    deadline = time.monotonic() + 60
     while look() != expected and time.monotonic() < deadline:
         time.sleep(0.002)
     assert look() == expected
@@ -160,12 +160,29 @@ def test_handle_that_is_told_gives_the_model_its_name(index: Index, put: Put) ->
 
 
 @pytest.mark.parametrize(
-    "handle", ["gs://bucket/m", "https://other.org/a/b/1", f"{HUB}/a/b/1?lite-format=tflite", "nonsense:"]
+    "handle", ["gs://bucket/m", "https://other.org/a/b/1", f"{HUB}/a/b/1?lite-format=zip", "nonsense:"]
 )
 def test_model_that_the_mount_does_not_show_counts_only(index: Index, put: Put, handle: str) -> None:
     put(handle)
     soon(names(index), [])
     soon(index.count, 1)
+
+
+@pytest.mark.parametrize("query", ["lite-format=tflite", "tfjs-format=compressed"])
+def test_models_of_other_kinds_have_their_query_in_their_name(index: Index, put: Put, query: str) -> None:
+    put(f"a/b/1?{query}")
+    soon(names(index, "a", "b"), [f"1?{query}"])
+    assert index.has(f"{HUB}/a/b/1?{query}")
+
+
+def test_models_of_buckets_and_kaggle_are_found_below_their_schemes(layout: Layout, put: Put) -> None:
+    index = Index(layout, HandleMap(HUB, ["gs://models", "s3://models"]))
+    for handle in ("gs://models/a", "s3://models/b/2", "https://www.kaggle.com/models/o/m/f/v/3"):
+        put(handle)
+    soon(names(index), ["gs:", "https:", "s3:"])
+    assert index.below(("gs:", "models")) == ["a"]
+    assert index.below(("s3:", "models", "b")) == ["2"]
+    assert index.below(tuple("https:/www.kaggle.com/models/o/m/f/v".split("/"))) == ["3"]
 
 
 @pytest.mark.parametrize("handle", ["https://[::1/a/b/1", "https://tfhub.dev\u2100/a/b/1"])

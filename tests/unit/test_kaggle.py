@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import os
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,12 @@ from hubfs.hubs.base import Archive, Listing, RemoteFile
 from hubfs.hubs.kaggle import Kaggle, endpoint, parse_time
 from hubfs.hubs.kaggle_login import find_credentials
 from hubfs.net import Net
+from hubfs.transfer.archive import Limits, extract_any
+from hubfs.transfer.download import Download
+from hubfs.transfer.storage import Storage
 from tests.kaggle import KaggleServer, make_tar_gz
 from tests.models import make_tree
+from tests.unit.test_archive import Recorder
 
 HANDLE = "google/demo/tensorFlow2/small"
 URL = f"https://www.kaggle.com/models/{HANDLE}"
@@ -470,6 +477,27 @@ def test_compressed_means_the_archive(kaggle: KaggleServer, hub: Kaggle) -> None
     with hub._net.get(found.url, URL) as response:
         assert response.raw.read() == make_tar_gz(make_tree())
     assert not kaggle.seen("api", "files")
+
+
+def test_archive_that_is_a_zip(
+    kaggle: KaggleServer, hub: Kaggle, official: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # So many that kagglehub takes the archive too.
+    files, buffer = {**make_tree(), **{f"assets/{i}": b"x" * i for i in range(30)}}, io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    kaggle.publish(f"{HANDLE}/1", files, ("archive.zip", buffer.getvalue()))
+    found, into = hub.locate(f"{URL}/1", LoadFormat.COMPRESSED), tmp_path / "into"
+    assert isinstance(found, Archive)
+    into.mkdir()
+    download = Download(hub._net, found, hub._settings, threading.Event())
+    with closing(Storage()) as storage:
+        extract_any(
+            iter(download), into, Recorder(into), storage, Limits(300, 1 << 20), name=URL,
+            spool=tmp_path / "spool", stop=download.abort,
+        )  # fmt: skip
+    assert tree_at(into) == files == tree_at(official(f"{HANDLE}/1"))
 
 
 # Credentials

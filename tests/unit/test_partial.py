@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import random
@@ -9,16 +10,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
 import pytest
 
-from hubfs.cache.partial import CHUNK, BusyError, Partial
-from hubfs.errors import DamagedError
+from hubfs.cache.partial import BusyError, Partial, Summary, summary
+from hubfs.errors import CacheError, DamagedError
 from hubfs.hubs.base import Listing, RemoteFile
+from hubfs.transfer.chunks import CHUNK
 
 HANDLE = "https://tfhub.dev/google/demo/1"
 BIG = "variables/variables.data-00000-of-00001"
@@ -34,6 +36,14 @@ class NoSource:
 
     def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
         raise AssertionError("it was asked for bytes")
+
+    def pieces(
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
+    ) -> Generator[bytes, None, None]:
+        raise AssertionError("it was asked for bytes")
+
+    def declared(self, file: RemoteFile) -> RemoteFile:
+        raise AssertionError("it was asked what it knows")
 
 
 def listing() -> Listing:
@@ -57,10 +67,9 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Partial]]:
         partial.close()
 
 
-def missing(
-    partial: Partial, path: str = BIG, start: int = 0, stop: int | None = None
-) -> list[tuple[int, int]]:
-    return list(partial.missing(path, start, len(CONTENT[path]) if stop is None else stop))
+def chunks(path: str = BIG) -> list[int]:
+    """Numbers of all chunks of a file."""
+    return list(range(-(-len(CONTENT[path]) // CHUNK)))
 
 
 def put(partial: Partial, path: str, *numbers: int) -> None:
@@ -70,45 +79,88 @@ def put(partial: Partial, path: str, *numbers: int) -> None:
 
 
 def read(partial: Partial, path: str, start: int = 0, stop: int | None = None) -> bytes:
-    buffer = bytearray((len(CONTENT[path]) if stop is None else stop) - start)
-    assert partial.read_into(path, memoryview(buffer), start) == len(buffer)
-    return bytes(buffer)
+    descriptor = partial.reader(path)
+    try:
+        return os.pread(descriptor, (len(CONTENT[path]) if stop is None else stop) - start, start)
+    finally:
+        os.close(descriptor)
+
+
+def verify(partial: Partial, path: str) -> None:
+    for _ in partial.verify(path, partial.file(path)):
+        pass
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 class TestMap:
-    def test_all_is_missing_at_first(self, begin) -> None:
+    def test_nothing_is_there_at_first(self, begin) -> None:
         partial = begin()
-        assert missing(partial) == [(0, len(CONTENT[BIG]))]
-        assert missing(partial, "saved_model.pb") == [(0, 1000)]
-        assert missing(partial, "assets/empty") == []
+        assert [partial.present(path) for path in CONTENT] == [[], [], []]
+        assert list(partial.files_directory.iterdir()) == [], "files are made when they are needed"
 
-    @pytest.mark.parametrize(
-        ("there", "start", "stop", "expected"),
-        [
-            ([], 0, 1, [(0, CHUNK)]),
-            ([], CHUNK - 1, CHUNK + 1, [(0, 2 * CHUNK)]),
-            ([1], 0, 3 * CHUNK, [(0, CHUNK), (2 * CHUNK, 3 * CHUNK)]),
-            ([1, 2], CHUNK, 3 * CHUNK, []),
-            ([0, 1, 2, 3], 0, 10**9, [(4 * CHUNK, len(CONTENT[BIG]))]),
-            ([4], 3 * CHUNK, len(CONTENT[BIG]), [(3 * CHUNK, 4 * CHUNK)]),
-            ([], 5, 5, [(0, CHUNK)]),
-        ],
-    )
-    def test_missing_ranges_are_whole_chunks(self, begin, there, start, stop, expected) -> None:
+    @pytest.mark.parametrize("flushed", [(), (0,), (4,), (1, 2), (0, 1, 2, 3, 4)])
+    @pytest.mark.parametrize("fresh", [(), (0,), (4, 1)])
+    def test_what_was_written_is_there(self, begin, flushed, fresh) -> None:
         partial = begin()
-        put(partial, BIG, *there)
-        assert missing(partial, BIG, start, stop) == expected
+        put(partial, BIG, *flushed)
+        partial.flush()
+        put(partial, BIG, *fresh)
+        assert partial.present(BIG) == sorted({*flushed, *fresh})
+        assert partial.present("saved_model.pb") == []
 
     @pytest.mark.parametrize(("start", "size"), [(1, CHUNK), (0, CHUNK - 1), (0, CHUNK + 1), (CHUNK, 5)])
     def test_parts_of_chunks_are_refused(self, begin, start: int, size: int) -> None:
         with pytest.raises(ValueError, match="whole chunks"):
             begin().write(BIG, start, bytes(size))
 
-    def test_files_have_their_size_and_hardly_any_blocks(self, begin) -> None:
+    def test_file_has_its_size_and_hardly_any_blocks(self, begin) -> None:
         partial = begin()
+        put(partial, BIG, 2)
         status = (partial.files_directory / BIG).stat()
         assert status.st_size == len(CONTENT[BIG])
-        assert status.st_blocks * 512 < CHUNK
+        assert status.st_blocks * 512 < 2 * CHUNK
+
+    def test_reader_of_a_file_that_nobody_wrote_finds_its_size(self, begin) -> None:
+        assert read(begin(), BIG) == bytes(len(CONTENT[BIG]))
+
+    def test_reader_goes_on_when_the_file_is_released(self, begin) -> None:
+        partial = begin()
+        put(partial, BIG, 0)
+        descriptor = partial.reader(BIG)
+        partial.release(BIG)
+        put(partial, BIG, 1)
+        assert os.pread(descriptor, 2 * CHUNK, 0) == CONTENT[BIG][: 2 * CHUNK]
+        os.close(descriptor)
+
+    def test_released_file_holds_no_descriptor_and_loses_nothing(self, begin) -> None:
+        partial = begin()
+        before = descriptors()
+        put(partial, BIG, 3)
+        put(partial, "saved_model.pb", 0)
+        assert descriptors() == before + 2
+        for path in CONTENT:
+            partial.release(path)
+        assert descriptors() == before
+        partial.close()
+        again = begin()
+        assert (again.present(BIG), again.present("saved_model.pb")) == ([3], [0])
+
+    def test_nothing_is_made_after_it_was_closed(self, begin) -> None:
+        partial = begin()
+        partial.close()
+        with pytest.raises(CacheError, match="not being brought in"):
+            put(partial, BIG, 0)
+
+    def test_link_in_the_place_of_a_file_is_not_followed(self, begin, tmp_path: Path) -> None:
+        partial = begin()
+        (tmp_path / "elsewhere").write_bytes(b"precious")
+        (partial.files_directory / "saved_model.pb").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match="symbolic"):
+            put(partial, "saved_model.pb", 0)
+        assert (tmp_path / "elsewhere").read_bytes() == b"precious"
 
     def test_what_was_written_is_read(self, begin) -> None:
         partial = begin()
@@ -127,7 +179,7 @@ class TestGoingOn:
         put(first, BIG, 1)
         first.close()
         again = begin()
-        assert missing(again) == [(CHUNK, 3 * CHUNK), (4 * CHUNK, len(CONTENT[BIG]))]
+        assert again.present(BIG) == [0, 3]
         assert read(again, BIG, 3 * CHUNK, 4 * CHUNK) == CONTENT[BIG][3 * CHUNK : 4 * CHUNK]
 
     def test_after_a_kill(self, begin, tmp_path: Path) -> None:
@@ -143,7 +195,7 @@ class TestGoingOn:
         done = subprocess.run([sys.executable, "-c", code, tmp_path / "partial"], cwd=root, timeout=60)
         assert done.returncode == -9
         partial = begin()
-        assert missing(partial) == [(2 * CHUNK, len(CONTENT[BIG]))]
+        assert partial.present(BIG) == [0, 1]
         assert read(partial, BIG, 0, 2 * CHUNK) == CONTENT[BIG][: 2 * CHUNK]
 
     @pytest.mark.parametrize(
@@ -162,7 +214,7 @@ class TestGoingOn:
         first.flush()
         first.close()
         again = begin(other)
-        assert missing(again) == [(0, len(CONTENT[BIG]))]
+        assert again.present(BIG) == []
         assert read(again, BIG, 0, CHUNK) == bytes(CHUNK)
 
     @pytest.mark.parametrize("what", ["removed", "cut"])
@@ -180,8 +232,8 @@ class TestGoingOn:
         for _ in range(2):
             # The second time the file is as large as it should be again, and full of holes.
             again = begin()
-            assert missing(again) == [(0, len(CONTENT[BIG]))]
-            assert missing(again, "saved_model.pb") == []
+            assert again.present(BIG) == []
+            assert again.present("saved_model.pb") == [0]
             again.close()
 
     @pytest.mark.parametrize(
@@ -193,7 +245,7 @@ class TestGoingOn:
         first.flush()
         first.close()
         (first.directory / "map").write_text(text)
-        assert missing(begin()) == [(0, len(CONTENT[BIG]))]
+        assert begin().present(BIG) == []
 
     def test_not_without_the_files(self, begin) -> None:
         first = begin()
@@ -201,40 +253,126 @@ class TestGoingOn:
         first.flush()
         first.close()
         shutil.rmtree(first.files_directory)
-        assert missing(begin()) == [(0, len(CONTENT[BIG]))]
+        assert begin().present(BIG) == []
+
+
+    def test_with_what_came_with_the_bytes(self, begin) -> None:
+        """The ETag and checksums of files whose listing tells neither."""
+        plain = replace(listing(), files={BIG: RemoteFile(BIG, len(CONTENT[BIG]), 1)})
+        learned = replace(plain.files[BIG], etag='"e"', md5=hashlib.md5(CONTENT[BIG]).digest())
+        first = begin(plain)
+        assert first.file(BIG) == plain.files[BIG]
+        first.remember(BIG, learned)
+        put(first, BIG, 0)
+        first.flush()
+        first.close()
+        again = begin(plain)
+        assert again.file(BIG) == learned
+        put(again, BIG, 1, 2, 3, 4)
+        verify(again, BIG)
+
+    def test_what_was_learned_is_forgotten_with_damaged_bytes(self, begin) -> None:
+        plain = replace(listing(), files={BIG: RemoteFile(BIG, len(CONTENT[BIG]), 1)})
+        partial = begin(plain)
+        partial.remember(BIG, replace(plain.files[BIG], etag='"e"', md5=bytes(16)))
+        put(partial, BIG, *chunks())
+        with pytest.raises(DamagedError):
+            verify(partial, BIG)
+        assert partial.file(BIG) == plain.files[BIG]
 
 
 class TestChecks:
     def test_a_whole_file_is_checked(self, begin) -> None:
         partial = begin()
-        for path in CONTENT:
-            put(partial, path, *range(-(-len(CONTENT[path]) // CHUNK)))
-            assert partial.is_complete(path)
+        for number, path in enumerate(CONTENT):
             assert not partial.is_complete()
-            partial.verify(path)
+            put(partial, path, *chunks(path))
+            assert not partial.is_verified(path)
+            verify(partial, path)
+            assert partial.is_verified(path)
+            assert partial.verified_size == sum(len(CONTENT[each]) for each in list(CONTENT)[: number + 1])
+        assert partial.is_complete()
+        assert (partial.files_directory / "assets/empty").read_bytes() == b""
+
+    @pytest.mark.parametrize(
+        ("given", "wrong"),
+        [("md5", False), ("md5", True), ("crc32c", True), ("both", False), ("both", True), ("none", False)],
+    )
+    def test_by_the_checksum_that_there_is(self, begin, given: str, wrong: bool) -> None:
+        content = CONTENT[BIG]
+        md5 = hashlib.md5(content).digest() if given in ("md5", "both") else None
+        crc32c = google_crc32c.Checksum(content).digest() if given in ("crc32c", "both") else None
+        file = RemoteFile("x", len(content), 1, '"e"', md5=md5, crc32c=crc32c)
+        partial = begin(replace(listing(), files={BIG: file}))
+        put(partial, BIG, *chunks())
+        if wrong:
+            partial.write(BIG, CHUNK, bytes(CHUNK))
+            with pytest.raises(DamagedError, match="checksum of variables"):
+                verify(partial, BIG)
+            assert partial.present(BIG) == []
+            put(partial, BIG, *chunks())
+        verify(partial, BIG)
         assert partial.is_complete()
 
-    def test_md5_counts_where_there_is_nothing_else(self, begin) -> None:
-        digest = hashlib.md5(CONTENT["saved_model.pb"]).digest()
-        file = RemoteFile("x", 1000, 1, '"e"', md5=digest)
-        partial = begin(replace(listing(), files={"saved_model.pb": file}))
-        partial.write("saved_model.pb", 0, bytes(1000))
-        with pytest.raises(DamagedError, match=r"checksum of saved_model\.pb"):
-            partial.verify("saved_model.pb")
-        put(partial, "saved_model.pb", 0)
-        partial.verify("saved_model.pb")
-        assert partial.is_complete()
+    def test_check_can_be_left_in_the_middle(self, begin) -> None:
+        large = bytes(20 << 20)
+        file = RemoteFile("x", len(large), 1, crc32c=google_crc32c.Checksum(large).digest())
+        partial = begin(replace(listing(), files={"large": file}))
+        partial.write("large", 0, large)
+        checking = partial.verify("large", file)
+        next(checking)
+        checking.close()
+        assert not partial.is_verified("large")
 
     def test_a_damaged_file_is_missing_again_for_good(self, begin) -> None:
         partial = begin()
         partial.write(BIG, 0, bytes(CHUNK))
         put(partial, BIG, 1, 2, 3, 4)
+        put(partial, "saved_model.pb", 0)
         partial.flush()
         with pytest.raises(DamagedError, match="checksum of variables"):
-            partial.verify(BIG)
-        assert not partial.is_complete(BIG)
+            verify(partial, BIG)
+        assert not partial.is_verified(BIG)
         partial.close()
-        assert missing(begin()) == [(0, len(CONTENT[BIG]))]
+        again = begin()
+        assert (again.present(BIG), again.present("saved_model.pb")) == ([], [0])
+
+
+class TestSummary:
+    def test_tells_whose_it_is_and_what_is_there(self, begin) -> None:
+        partial = begin()
+        put(partial, BIG, 0, 1)
+        put(partial, "saved_model.pb", 0)
+        assert summary(partial.directory) == Summary(HANDLE, 0, 3)
+        partial.flush()
+        assert summary(partial.directory) == Summary(HANDLE, 3 * CHUNK, 3)
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 2, "chunks": []}'])
+    def test_of_no_map_is_nothing(self, tmp_path: Path, text: str) -> None:
+        assert summary(tmp_path) is None
+        (tmp_path / "map").write_text(text)
+        assert summary(tmp_path) is None
+
+
+class TestDiscarding:
+    def test_leaves_nothing_and_no_descriptor(self, begin) -> None:
+        before = descriptors()
+        partial = begin()
+        put(partial, BIG, 0)
+        partial.discard()
+        assert not partial.directory.exists()
+        assert descriptors() == before
+        assert begin().present(BIG) == []
+
+    def test_new_one_in_its_place_is_guarded_by_itself(self, begin) -> None:
+        old = begin()
+        descriptor = os.open(old.directory / "lock", os.O_RDONLY)
+        old.discard()
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the lock that is gone
+        begin()
+        with pytest.raises(BusyError):
+            begin()
+        os.close(descriptor)
 
 
 def test_one_process_at_a_time(begin) -> None:
@@ -254,6 +392,6 @@ def test_threads_write_side_by_side(begin) -> None:
     for thread in threads + flushers:
         thread.join()
     partial.flush()
-    partial.verify(BIG)
+    verify(partial, BIG)
     partial.close()
-    assert begin().is_complete(BIG)
+    assert begin().present(BIG) == chunks()

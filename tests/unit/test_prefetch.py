@@ -400,6 +400,93 @@ def test_failed_read_ahead_is_not_repeated_at_once_but_demand_is() -> None:
     assert [request.kind for request in asked(machine)] == [Kind.DEMAND]
 
 
+# ---- pieces of a request
+
+
+def test_pieces_are_there_as_they_come_and_are_not_asked_for_again() -> None:
+    machine, file = Prefetch(Policy(connections=1)), File(BIG)
+    machine.want(file, 0, 4 * MiB)
+    machine.lanes[""].rate = 100e6
+    (request,) = asked(machine)
+    assert spans([request]) == [(0, 4)]
+    for piece in range(1, 4):
+        machine.arrived(request, piece * MiB)
+        assert file.has(0, piece * MiB) and not file.has(0, piece * MiB + 1)
+        assert file.gap(0, 4 * MiB) is None, "the rest is still on its way"
+        assert (request.at, file.missing) == (piece * MiB, (BIG - piece * MiB) // CHUNK)
+        assert asked(machine) == [], "it has its connection until it is done"
+    machine.done(request, 1.0)
+    assert file.has(0, 4 * MiB)
+
+
+@pytest.mark.parametrize(
+    ("arrived", "waits", "temporary", "expected"),
+    [
+        # What comes next, and with which attempt.
+        (0, True, True, ((0, 4), 2)),
+        (1, True, True, ((1, 4), 2)),
+        (3, True, True, ((3, 4), 2)),
+        (3, True, False, None),
+        (3, False, True, None),
+        (0, False, False, None),
+    ],
+)
+def test_failure_keeps_what_arrived(
+    arrived: int, waits: bool, temporary: bool, expected: tuple[tuple[float, float], int] | None
+) -> None:
+    machine, file = Prefetch(Policy(retry_delay=1.0)), File(BIG)
+    machine.lanes[""].rate = 100e6
+    want = machine.want(file, 0, 4 * MiB)
+    (request,) = asked(machine)
+    if arrived:
+        machine.arrived(request, arrived * MiB)
+    if not waits:
+        machine.unwant(want)
+    assert machine.failed(request, 0, temporary=temporary) is (expected is None)
+    assert file.has(0, arrived * MiB)
+    again = asked(machine, 100)
+    assert [(span, each.attempt) for span, each in zip(spans(again), again, strict=True)] == (
+        [expected] if expected else []
+    )
+    if expected is None:
+        assert file.gap(0, 4 * MiB) == arrived * MiB, "the rest is missing again"
+        machine.want(file, 0, 4 * MiB)
+        assert spans(asked(machine, 100)) == [(arrived, 4)]
+
+
+def test_attempts_are_counted_anew_after_progress() -> None:
+    """A line that breaks after each piece brings a file of any size."""
+    machine, file = Prefetch(Policy(retries=1, retry_delay=1.0)), File(8 * MiB)
+    machine.lanes[""].rate = 100e6
+    machine.want(file, 0, 8 * MiB)
+    now = 0.0
+    for number in range(1, 8):
+        (request,) = asked(machine, now)
+        assert request.start == (number - 1) * MiB
+        machine.arrived(request, number * MiB)
+        assert not machine.failed(request, now, temporary=True)
+        wake = machine.wake(now)
+        assert wake == now + 1, "the pause begins anew as well"
+        now = wake
+    (request,) = asked(machine, now)
+    assert (request.start, request.attempt) == (7 * MiB, 2)
+    assert machine.failed(request, now, temporary=True), "no progress this time"
+    assert file.has(0, 7 * MiB) and file.missing == MiB // CHUNK
+
+
+@pytest.mark.parametrize(("where", "told"), [(0, False), (1.9, False), (2, True), (3.9, True)])
+def test_only_those_who_wait_for_what_is_left_are_told_of_a_failure(where: float, told: bool) -> None:
+    machine, file = Prefetch(), File(BIG)
+    machine.lanes[""].rate = 100e6
+    machine.want(file, 0, 4 * MiB)
+    (request,) = asked(machine)
+    other = machine.want(file, int(where * MiB), int(where * MiB) + 1)
+    machine.arrived(request, 2 * MiB)
+    assert other.touches(request) is told
+    machine.failed(request, 0, temporary=False)
+    assert (other in machine.wants) is not told
+
+
 # ---- memory
 
 
@@ -639,7 +726,7 @@ class Machine(RuleBasedStateMachine):
         assert request.stop % CHUNK == 0 or request.stop == request.file.size
         assert request.stop - request.start <= self.policy.largest
         for other in self.sent:
-            apart = other.stop <= request.start or request.stop <= other.start
+            apart = other.stop <= request.start or request.stop <= other.at
             assert other.file is not request.file or apart
         lane = [other for other in self.sent if other.file.lane == request.file.lane]
         assert len(lane) < self.policy.connections
@@ -651,9 +738,15 @@ class Machine(RuleBasedStateMachine):
         self.sent.append(request)
 
     @precondition(lambda self: self.sent)
-    @rule(data=st.data(), how=st.sampled_from(["done", "temporary", "lasting", "shorten"]))
+    @rule(data=st.data(), how=st.sampled_from(["piece", "done", "temporary", "lasting", "shorten"]))
     def answer(self, data: st.DataObject, how: str) -> None:
         request = data.draw(st.sampled_from(self.sent))
+        if how == "piece":
+            left = (request.stop - request.at - 1) // CHUNK
+            self.machine.arrived(request, request.at + data.draw(st.integers(0, left)) * CHUNK)
+            return
+        if how == "shorten" and request.at > request.start:
+            return  # room is made before the request is sent
         if how == "shorten":
             stop = request.start + data.draw(st.integers(0, (request.stop - request.start) // CHUNK)) * CHUNK
             self.machine.shorten(request, stop)
@@ -665,6 +758,7 @@ class Machine(RuleBasedStateMachine):
         else:
             waited_for = self.machine.wanted(request)
             given_up = self.machine.failed(request, self.now, temporary=how == "temporary")
+            assert request.file.has(request.start, request.at)
             again = how == "temporary" and waited_for and request.attempt <= self.policy.retries
             assert given_up is not again
         self.sent.remove(request)
@@ -683,8 +777,8 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def what_is_on_its_way_is_neither_missing_nor_there(self) -> None:
         for request in self.sent:
-            assert request.file.gap(request.start, request.stop) is None
-            assert not request.file.has(request.start, request.stop)
+            assert request.file.gap(request.at, request.stop) is None
+            assert not request.file.has(request.at, request.at + 1)
 
     @invariant()
     def counts_are_right(self) -> None:

@@ -13,6 +13,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import google_crc32c
 import pytest
@@ -446,3 +447,69 @@ def test_default_archive_dir_is_in_the_users_cache(
     catalog = Catalog(root)
     assert catalog.archive_dir.parent == tmp_path / "cache/hubfs/serve"
     assert catalog.archive_dir.stat().st_mode & 0o777 == 0o700
+
+
+LITE = "/tensorflow/lite-model/m/1/default/1"
+
+
+@pytest.fixture
+def kinds(root: Path) -> Path:
+    """Models of TF Lite and TF.js, whose names have numbers in them."""
+    write_tree({"a b.tflite": b"TFL3", "doc/labels.txt": b"x"}, root / LITE[1:])
+    write_tree({"a.tflite": b"2"}, root / "tensorflow/lite-model/m/1/default/2")
+    write_tree({"model.json": b"{}", "group1/7/shard.bin": b"x"}, root / "google/tfjs-model/m/1/default/3")
+    return root
+
+
+def test_numbers_in_the_middle_of_a_name(hub: LocalHub, kinds: Path) -> None:
+    listed = get(hub, "/").text.split()
+    assert [LITE[1:], "tensorflow/lite-model/m/1/default/2"] == [name for name in listed if "lite" in name]
+    assert "google/tfjs-model/m/1/default/3" in listed
+    tar = unpacked(get(hub, f"{LITE}{COMPRESSED}").content)
+    assert tar == {"a b.tflite": b"TFL3", "doc/": b"", "doc/labels.txt": b"x"}
+    for target in (LITE.rpartition("/")[0], f"{LITE.rpartition('/')[0]}/2"):
+        assert "default, version 2" in get(hub, target).text
+    for target in ("/tensorflow/lite-model/m/1", "/tensorflow/lite-model/m", f"{LITE}/doc", f"{LITE}/3"):
+        assert get(hub, target).status_code == 404
+    # What lies below a version belongs to it, be it called like one.
+    assert get(hub, "/google/tfjs-model/m/1/default/3/group1/7").status_code == 404
+    handles = [version.handle for version in hub.catalog.models("tensorflow/lite-model/m/1")]
+    assert handles == [LITE[1:], "tensorflow/lite-model/m/1/default/2"]
+    for nothing in ("tensorflow/none", "../models", "google/bert/9/name.txt", "/"):
+        assert hub.catalog.models(nothing) == (hub.catalog.models() if nothing == "/" else [])
+
+
+def test_tf_lite_leads_to_the_only_file(hub: LocalHub, kinds: Path) -> None:
+    for target in (LITE, f"{LITE}/"):
+        answer = requests.get(f"{hub.url}{target}?lite-format=tflite", timeout=20)
+        assert (answer.status_code, answer.content) == (200, b"TFL3")
+        assert answer.url == f"{hub.url}/{hub.bucket}{LITE}/a%20b.tflite"
+        assert [r.status_code for r in answer.history] == [302]
+        assert "x-goog-hash" in answer.headers
+    assert get(hub, "/tensorflow/lite-model/m/1/default?lite-format=tflite").content == b"2"
+    write_tree({"b.tflite": b"3"}, kinds / LITE[1:])
+    for target in (LITE, "/google/bert/9"):
+        assert get(hub, f"{target}?lite-format=tflite").status_code == 404
+    assert get(hub, f"{LITE}?lite-format=compressed").status_code == 404
+
+
+def test_tf_js_is_the_archive(hub: LocalHub, kinds: Path) -> None:
+    answer = get(hub, "/google/tfjs-model/m/1/default/3?tfjs-format=compressed")
+    assert unpacked(answer.content)["model.json"] == b"{}"
+    assert get(hub, "/google/tfjs-model/m/1/default/3?tfjs-format=uncompressed").status_code == 404
+
+
+def test_archive_by_name_and_format(hub: LocalHub) -> None:
+    # tensorflow_hub appends the format to the URL of any archive.
+    answer = get(hub, f"/google/bert/9.tar.gz{COMPRESSED}")
+    assert unpacked(answer.content)["name.txt"] == b"google/bert/9"
+    assert get(hub, "/google/bert/9.tar.gz?tf-hub-format=uncompressed").status_code == 404
+
+
+def test_it_says_that_the_bucket_is_its_own(hub: LocalHub) -> None:
+    for target in ("/google/bert/9", "/google/bert", "/google/bert/9/"):
+        answer = requests.get(
+            f"{hub.url}{target}?tf-hub-format=uncompressed", timeout=20, allow_redirects=False
+        )
+        assert (answer.status_code, answer.text.rpartition("/")[0]) == (303, "gs://hubfs-serve/google/bert")
+        assert urljoin(answer.url, answer.headers["X-Hubfs-Storage"]) == f"{hub.url}/"

@@ -26,7 +26,7 @@ from tests.models import make_tree, write_tree
 TREE = make_tree(size=200_000, empty_directory=True)
 #: What a key may have in it and a URL may not.
 ODD = {f"assets/{name}": name.encode() for name in ("a b", "100%", "x%20y", "#?&+", "ü", "a*b~", "<&>\"'")}
-BUCKET = "tfhub-modules"
+BUCKET = "hubfs-serve"
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from hubfs.errors import (
     InterruptedWait,
     NotFoundError,
     OfflineError,
+    ProtocolError,
     ReadOnlyCacheError,
     RefusedError,
     StalledError,
@@ -99,6 +100,11 @@ def content(entry: Entry) -> dict[str, bytes]:
     return {name: read(entry, name) for name in entry.manifest(WAIT).files}
 
 
+def asked(hub: FaultHub) -> list[str]:
+    """What the hub was asked for, in order."""
+    return [request.kind for request in hub.requests()]
+
+
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -145,16 +151,23 @@ def test_many_who_ask_at_once_send_one_probe(hub: FaultHub, entry: Entry) -> Non
     answer.set()
     join(threads)
     assert results == [None] * 50
-    [request] = hub.requests()
-    assert request.is_probe
+    assert asked(hub) == ["listing", "probe"]
     assert entry.snapshot().state == "located"
+
+
+def test_archives_alone_are_asked_for_if_that_is_the_format(hub: FaultHub, make_store: MakeStore) -> None:
+    hub.add(PATH, ARCHIVE)
+    entry = entry_of(make_store(load_format="compressed"), hub)
+    entry.ensure_exists(WAIT)
+    assert asked(hub) == ["probe"]
+    assert entry.snapshot().origin == "archive"
 
 
 def test_missing_model_is_remembered(hub: FaultHub, store: Store, entry: Entry) -> None:
     for look in (entry.ensure_exists, entry.manifest, lambda wait: entry.lookup(FIRST, wait)):
         with pytest.raises(NotFoundError, match="no such model"):
             look(WAIT)
-    assert len(hub.requests()) == 1
+    assert asked(hub) == ["listing", "probe"]
     assert entry.snapshot().state == "failed"
     assert names_in_cache(store) == []
     assert [failure.handle for failure in store.failures()] == [entry.handle]
@@ -171,7 +184,7 @@ def test_failure_is_remembered_and_then_tried_again(
         entry.ensure_exists(WAIT)
     with pytest.raises(AccessError, match="licence not accepted"):
         read(entry, FIRST)
-    assert len(hub.requests()) == 1
+    assert asked(hub) == ["listing", "probe"]
     until(lambda: entry.snapshot().state != "failed")
     assert read(entry, FIRST) == TREE[FIRST]
 
@@ -188,13 +201,38 @@ def test_hub_that_stays_away_is_given_up(hub: FaultHub, entry: Entry) -> None:
     hub.fault(PATH, Fault.status(503, b"maintenance", on="any", times=None))
     with pytest.raises(UnavailableError, match="maintenance"):
         entry.ensure_exists(WAIT)
-    assert len(hub.requests()) == 3
+    assert asked(hub) == ["listing", "probe"] * 3
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.status(503, on="listing"), Fault.status(403, on="listing"), Fault.html(on="listing")]
+)
+def test_hub_that_gives_no_listing_gives_the_archive(hub: FaultHub, entry: Entry, fault: Fault) -> None:
+    hub.add(PATH, ARCHIVE)
+    hub.fault(PATH, fault)
+    assert content(entry) == TREE
+    assert entry.snapshot().error is None
+
+
+@pytest.mark.logs("does not offer")
+def test_hub_that_gives_no_listing_has_nothing_for_who_wants_one(
+    hub: FaultHub, store: Store, make_store: MakeStore
+) -> None:
+    hub.add(PATH, ARCHIVE)
+    entry = entry_of(make_store(load_format="uncompressed"), hub)
+    with pytest.raises(ProtocolError) as caught:
+        entry.manifest(WAIT)
+    assert "--load-format auto" in caught.value.hint
+    with pytest.raises(NotFoundError):
+        entry_of(make_store(load_format="uncompressed"), hub, "google/none/1").manifest(WAIT)
+    assert hub.body_requests() == []
+    assert names_in_cache(store) == []
 
 
 @pytest.mark.logs("no hub that hubfs knows")
 def test_handle_that_no_hub_speaks_for_is_refused(store: Store) -> None:
     with pytest.raises(RefusedError):
-        store.entry("gs://bucket/model").ensure_exists(WAIT)
+        store.entry("ftp://example.org/model").ensure_exists(WAIT)
 
 
 # ---- bringing in
@@ -259,7 +297,7 @@ def test_two_hundred_threads_on_a_cold_model_make_one_transfer(hub: FaultHub, en
     assert all(result == TREE[DATA] for result in results)
     assert len(results) == 200
     assert len(hub.body_requests()) == 1
-    assert len(hub.requests()) == 2
+    assert asked(hub) == ["listing", "probe", "body"]
 
 
 def test_cached_model_is_served_without_a_request(hub: FaultHub, make_store: MakeStore) -> None:
@@ -440,20 +478,21 @@ def test_wait_with_progress_goes_on_beyond_its_timeout(hub: FaultHub, entry: Ent
 # ---- stopping
 
 
-@pytest.mark.parametrize("where", ["probe", "head", "body", "pause"])
+@pytest.mark.parametrize("where", ["listing", "probe", "head", "body", "pause"])
 def test_close_lets_everybody_go_and_leaves_nothing(
     hub: FaultHub, store: Store, entry: Entry, where: str
 ) -> None:
     hub.add(PATH, PLAIN)
     never = threading.Event()
     hub.fault(PATH, {
+        "listing": Fault.hang(never, on="listing"),
         "probe": Fault.hang(never, on="probe"),
         "head": Fault.hang(never),
         "body": Fault.stall(len(PLAIN) // 2, never),
         "pause": Fault.status(503, headers={"Retry-After": "50"}, times=None),
     }[where])  # fmt: skip
     threads, results = in_threads(10, lambda: entry.manifest(WAIT))
-    hub.wait_for(lambda hub: len(hub.requests()) == (1 if where == "probe" else 2))
+    hub.wait_for(lambda hub: len(hub.requests()) == {"listing": 1, "probe": 2}.get(where, 3))
     closing, _ = in_threads(1, store.close)
     try:
         join(threads, 5)

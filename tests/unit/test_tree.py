@@ -183,13 +183,13 @@ def test_litter_in_a_version_starts_no_download(shown: Shown, hub: FaultHub, nam
 def test_version_is_asked_for_with_one_probe(shown: Shown, hub: FaultHub) -> None:
     for _ in range(3):
         assert stat.S_ISDIR(shown.stat(f"/{PATH}").mode)
-    assert [request.is_probe for request in hub.requests()] == [True]
+    assert [request.kind for request in hub.requests()] == ["listing", "probe"]
 
 
 def test_version_that_the_hub_has_not_is_asked_for_once(shown: Shown, hub: FaultHub) -> None:
     for path in ("/google/m/9", "/google/m/9", "/google/m/9/saved_model.pb"):
         assert shown.error(path) == errno.ENOENT
-    assert len(hub.requests()) == 1
+    assert [request.kind for request in hub.requests()] == ["listing", "probe"]
 
 
 def test_extended_attributes_and_links_start_nothing(shown: Shown, hub: FaultHub) -> None:
@@ -438,6 +438,7 @@ def test_extended_attributes_of_a_version(shown: Shown, hub: FaultHub) -> None:
             "user.hubfs.handle": handle.encode(),
             "user.hubfs.key": cache_key(handle).encode(),
             "user.hubfs.state": b"complete",
+            "user.hubfs.origin": b"archive",
             "user.hubfs.read_mode": b"cached",
             "user.hubfs.read_mode_reason": b"not mounted yet",
         }

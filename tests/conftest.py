@@ -25,18 +25,28 @@ OURS = ("HUBFS_", "TFHUB_", "AWS_", "GOOGLE_", "STORAGE_EMULATOR_", "KAGGLE_")
 OUTSIDE = {
     "http_proxy", "https_proxy", "all_proxy", "no_proxy",
     "ssl_cert_file", "ssl_cert_dir", "requests_ca_bundle", "curl_ca_bundle",
+    "gce_metadata_host", "gce_metadata_root", "gce_metadata_ip", "no_gce_check",
 }  # fmt: skip
+#: A port of the machine's own where nobody listens, for those who would ask a cloud's metadata service.
+NOWHERE = "127.0.0.1:9"
+NO_METADATA = {
+    "GCE_METADATA_HOST": NOWHERE,
+    "GCE_METADATA_ROOT": NOWHERE,
+    "GCE_METADATA_IP": NOWHERE,
+    "NO_GCE_CHECK": "true",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_METADATA_ENDPOINT": f"http://{NOWHERE}",
+}
 
 
 @pytest.fixture(autouse=True)
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test, and nothing of a test reaches the machine."""
     for name in list(os.environ):
-        if (
-            name.startswith(("HUBFS_", "TFHUB_", "AWS_", "GOOGLE_", "STORAGE_EMULATOR_"))
-            or name.lower() in OUTSIDE
-        ):
+        if name.startswith(OURS) or name.lower() in OUTSIDE:
             monkeypatch.delenv(name)
+    for name, value in NO_METADATA.items():
+        monkeypatch.setenv(name, value)
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         directory = tmp_path / "home" / name.lower()
         directory.mkdir(parents=True)

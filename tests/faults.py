@@ -53,6 +53,20 @@ class Request:
             (".tar.gz", ".tgz", ".tar")
         )
 
+    @property
+    def wants_listing(self) -> bool:
+        return self.query.get("tf-hub-format") == "uncompressed"
+
+    @property
+    def kind(self) -> str:
+        """What it is for: `listing`, `probe`, `body` or, if a person could have sent it, `page`."""
+        if self.wants_archive:
+            return "probe" if self.is_probe else "body"
+        return "listing" if self.wants_listing else "page"
+
+    def takes(self, fault: Fault) -> bool:
+        return fault.on == self.kind or (fault.on == "any" and self.wants_archive)
+
 
 @dataclass(frozen=True)
 class Resource:
@@ -153,7 +167,8 @@ class Fault:
     Args:
         kind: its constructor's name, as it appears in `Request.fault`.
         act: how it changes the answer.
-        on: which requests it waits for: "body", "probe" or "any".
+        on: which requests it waits for: "body" and "probe" are for the archive, "any" is both of them,
+            "listing" asks where the files are.
         times: to how many requests it applies; None means for ever.
     """
 

@@ -1,6 +1,6 @@
 """A hub for tests that fails as it is told to.
 
-It speaks the hosting protocol for archives held in memory or in a file, writes down every request, and plays
+It speaks the hosting protocol for archives held in memory or in a file (listings it does not offer), writes down every request, and plays
 a script of faults (`tests/faults.py`) for each path. It shares no code with `hubfs.serve`, so that neither
 hides the other's mistakes.
 
@@ -117,8 +117,8 @@ class FaultHub:
     def fault(self, handle_path: str, *faults: Fault) -> None:
         """Append to the script of a path.
 
-        A request for an archive takes the first entry that is for its kind of request (body or probe).
-        The path need not be served.
+        A request for an archive takes the first entry that is for its kind of request (body or probe), one
+        for a listing the first that is for those. The path need not be served.
         """
         with self._changed:
             self._scripts.setdefault(_normal(handle_path), []).extend(faults)
@@ -142,6 +142,10 @@ class FaultHub:
             for request in self.requests(handle_path)
             if request.wants_archive and not request.is_probe
         ]
+
+    def archive_requests(self, handle_path: str | None = None) -> list[Request]:
+        """The requests for an archive, probes and others; not those that ask whether there is a listing."""
+        return [request for request in self.requests(handle_path) if request.wants_archive]
 
     def answering(self) -> list[Request]:
         """The requests that are not answered to the end."""
@@ -197,9 +201,9 @@ class FaultHub:
         return answer
 
     def _take_fault(self, request: Request) -> Fault | None:
-        script = self._scripts.get(request.path, []) if request.wants_archive else []
+        script = self._scripts.get(request.path, [])
         for i, fault in enumerate(script):
-            if fault.on in ("any", "probe" if request.is_probe else "body"):
+            if request.takes(fault):
                 if fault.times is not None:
                     rest = dataclasses.replace(fault, times=fault.times - 1)
                     script[i : i + 1] = [rest] if rest.times else []

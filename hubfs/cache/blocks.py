@@ -345,4 +345,4 @@ def _give_memory_back_at_once() -> None:
     """Keep glibc from holding on to the memory of requests: it would, once the first one was freed."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 1 << 20)
+        mallopt(_MMAP_THRESHOLD, 16 << 20)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hubfs.cache.kept_file import KeptFile, OpenKept
-from hubfs.cache.landing import LOCK_POLL, Seeker, publish
+from hubfs.cache.landing import LOCK_POLL, Seeker, publish, set_times
 from hubfs.cache.listed import Listed, Owner, ends_listing
 from hubfs.cache.manifest import Manifest
 from hubfs.cache.partial import Partial
@@ -400,7 +398,7 @@ class Kept(Listed):
         assert lock is not None
         files = self.partial.files_directory
         self._flush()
-        _set_times(files, self.manifest)
+        set_times(files, self.manifest)
         with contextlib.closing(Storage()) as storage:
             storage.sync(files)
         with self._changed:
@@ -442,13 +440,3 @@ class Kept(Listed):
             log.warning("%s: what came last is fetched again: %s", self.listing.handle, error)
         self.partial.close()
         self._owner.ended(self, self._failure)
-
-
-def _set_times(directory: Path, manifest: Manifest) -> None:
-    """Give files and directories the publisher's times, the directories last."""
-    for path, info in manifest.files.items():
-        os.utime(directory / path, (info.mtime, info.mtime), follow_symlinks=False)
-    for path in sorted(manifest.directories, reverse=True):
-        mtime = manifest.directories[path]
-        os.utime(directory / path, (mtime, mtime), follow_symlinks=False)
-    os.utime(directory, (manifest.mtime, manifest.mtime))

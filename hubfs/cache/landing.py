@@ -95,6 +95,16 @@ def acquire(
             raise StoppedError(f"{handle}: stopped while another process was downloading it")
 
 
+def set_times(directory: Path, manifest: Manifest) -> None:
+    """Give files and directories the publisher's times, the directories last."""
+    for path, info in manifest.files.items():
+        os.utime(directory / path, (info.mtime, info.mtime), follow_symlinks=False)
+    for path in sorted(manifest.directories, reverse=True):
+        mtime = manifest.directories[path]
+        os.utime(directory / path, (mtime, mtime), follow_symlinks=False)
+    os.utime(directory, (manifest.mtime, manifest.mtime))
+
+
 def publish(
     layout: Layout, key: str, handle: str, lock: DownloadLock, directory: Path, manifest: Manifest
 ) -> Path:

@@ -82,14 +82,17 @@ def here(hub: FaultHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> FaultHu
     return hub
 
 
-def test_from_serve_to_unmount(hubfs: Hubfs, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("load_format", ["auto", "compressed"])
+def test_from_serve_to_unmount(hubfs: Hubfs, cache: Path, tmp_path: Path, load_format: str) -> None:
     write_tree(TREE, tmp_path / "models/google/demo/1")
     write_tree(make_tree(2), tmp_path / "models/google/demo/2")
     with served(tmp_path / "models") as url:
-        said = hubfs("mount", "--hub", url, tmp_path / "mnt")
+        said = hubfs("mount", "--hub", url, "--load-format", load_format, tmp_path / "mnt")
         assert str(tmp_path / "mnt") in said.stdout and "hubfs unmount" in said.stdout
         assert read_tree(tmp_path / "mnt/google/demo/1") == TREE
         assert (tmp_path / "mnt/google/demo/saved_model.pb").read_bytes() == make_tree(2)["saved_model.pb"]
+        # Under `auto` it is a data file that brings the rest of a model.
+        assert (tmp_path / "mnt/google/demo" / DATA).read_bytes() == make_tree(2)[DATA]
         told = hubfs("status", tmp_path / "mnt").stdout
         assert url in told and str(cache) in told
         until(lambda: len(cached_keys(cache)) == 2, "both to be published")
@@ -284,7 +287,9 @@ class TestFailures:
         [
             [], ["mount"], ["nonsense"], ["mount", "--nonsense", "x"], ["pull"], ["mount", "a", "b"],
             ["mount", "--hub", "ftp://x", "mnt"], ["mount", "--read-timeout", "soon", "mnt"],
-            ["mount", "--load-format", "uncompressed", "mnt"], ["mount", "--log-level", "loud", "mnt"],
+            ["mount", "--load-format", "zip", "mnt"], ["mount", "--log-level", "loud", "mnt"],
+            ["mount", "--load-format", "uncompressed", "--verified-only", "mnt"],
+            ["mount", "--memory-limit", "1MB", "mnt"], ["mount", "--shared-cache", "/srv", "mnt"],
             ["mount", "--allow-host", "http://x/", "mnt"], ["serve", "--port", "x", "."],
             ["serve", "nowhere"],
         ],

@@ -223,7 +223,7 @@ class TestStatus:
         hub.add(MODEL, GOOD)
         hub.fault(MODEL, Fault.status(code, on=on), Fault.status(code, on=on))
         assert_reads_as(mount(hub), TREE)
-        assert [r.status for r in hub.requests(MODEL) if (r.is_probe) == (on == "probe")][:3] in (
+        assert [r.status for r in hub.requests(MODEL) if r.kind == on][:3] in (
             [code, code, 200],
             [code, code, 206],
         )
@@ -251,7 +251,7 @@ class TestStatus:
         hub.fault(MODEL, Fault.status(500, b"<h1>Out of  cheese</h1>", on=on, times=None))
         mounted = mount(hub, retries=3)
         assert error_of(lambda: read_model(mounted)) == errno.EIO
-        assert [r.status for r in hub.log if r.is_probe == (on == "probe")] == [500] * 4
+        assert [r.status for r in hub.log if r.kind == on] == [500] * 4
         asked = len(hub.log)
         assert error_of(lambda: read_model(mounted)) == errno.EIO
         assert len(hub.log) == asked
@@ -297,7 +297,8 @@ class TestStatus:
         mounted = mount(hub)
         for _ in range(3):
             assert error_of(lambda: read_model(mounted)) == errno.ENOENT
-        assert len([r for r in hub.log if r.status == code]) == 1
+        assert [r.kind for r in hub.log] == ["listing", "probe", "body"][: 2 if on == "probe" else 3]
+        assert len([r for r in hub.archive_requests() if r.status == code]) == 1
         assert f"HTTP {code}" in why(mounted.path / "google/demo")
 
     @pytest.mark.logs(MODEL)
@@ -306,7 +307,7 @@ class TestStatus:
         hub.fault(MODEL, Fault.status(418, b"teapot", on="any", times=None))
         mounted = mount(hub)
         assert error_of(lambda: read_model(mounted)) == errno.EIO
-        assert len(hub.log) == 1
+        assert len(hub.archive_requests()) == 1
         assert "HTTP 418): teapot" in why(mounted.path / "google/demo")
 
 
@@ -355,7 +356,7 @@ class TestDeadlines:
         assert "bytes a second" in why(mounted.path / MODEL)
 
     @pytest.mark.logs(MODEL)
-    @pytest.mark.parametrize("on", ["probe", "body"])
+    @pytest.mark.parametrize("on", ["listing", "probe", "body"])
     def test_hub_that_never_answers_is_given_up(
         self, hub: FaultHub, mount, release: threading.Event, on: str
     ) -> None:
@@ -392,7 +393,7 @@ class TestRedirects:
         hub.add_redirect(MODEL, "/step", 302)
         hub.add_redirect("step", "/signed/a.tar.gz?signature=1", 307)
         hub.fault("signed/a.tar.gz", Fault.cut(300_000))
-        assert_reads_as(mount(hub), TREE)
+        assert_reads_as(mount(hub, load_format="compressed"), TREE)
         # One probe, the body, and what was left of it.
         assert [r.path for r in hub.log] == [MODEL, "step", "signed/a.tar.gz"] * 3
         assert [r.range for r in hub.body_requests("signed/a.tar.gz")] == [None, "bytes=300000-"]
@@ -402,20 +403,30 @@ class TestRedirects:
         hub.add("signed/a.tar.gz", large)
         hub.add_redirect(MODEL, "/signed/a.tar.gz?signature=1", 302)
         assert_reads_as(mount(hub), LARGE_TREE)
-        assert len(hub.requests(MODEL)) == 2, "the probe and the transfer"
+        assert [r.kind for r in hub.requests(MODEL)] == ["listing", "probe", "body"]
         assert len(hub.body_requests("signed/a.tar.gz")) > 1
 
     def test_to_another_host_are_followed(self, hub: FaultHub, mount) -> None:
         with FaultHub() as storage:
             storage.add("bucket/a.tar.gz", GOOD)
             hub.add_redirect(MODEL, f"{storage.url}/bucket/a.tar.gz", 303)
-            assert_reads_as(mount(hub), TREE)
+            assert_reads_as(mount(hub, load_format="compressed"), TREE)
             assert len(storage.body_requests()) == 1
 
-    @pytest.mark.logs(MODEL)
-    def test_in_a_circle_end(self, hub: FaultHub, mount) -> None:
-        hub.add_redirect(MODEL, f"/{MODEL}?tf-hub-format=compressed", 302)
+    def test_of_every_format_to_the_archive_bring_that(self, hub: FaultHub, mount) -> None:
+        """The hub does not look at the format, so the listing's answer is an archive."""
+        hub.add("signed/a.tar.gz", GOOD)
+        hub.add_redirect(MODEL, "/signed/a.tar.gz?signature=1", 302)
         mounted = mount(hub)
+        assert_reads_as(mounted, TREE)
+        assert [r.kind for r in hub.requests(MODEL)] == ["listing", "probe", "body"]
+        assert os.getxattr(mounted.path / MODEL, "user.hubfs.origin") == b"archive"
+
+    @pytest.mark.logs(MODEL)
+    @pytest.mark.parametrize(("load_format", "most"), [("compressed", 11), ("auto", 22)])
+    def test_in_a_circle_end(self, hub: FaultHub, mount, load_format: str, most: int) -> None:
+        hub.add_redirect(MODEL, f"/{MODEL}?tf-hub-format=compressed", 302)
+        mounted = mount(hub, load_format=load_format)
         assert error_of(lambda: read_model(mounted)) == errno.EIO
-        assert len(hub.log) <= 11
+        assert len(hub.log) <= most
         assert "redirects" in why(mounted.path / "google/demo")

@@ -125,7 +125,7 @@ class TestRedirects:
         hub.add_redirect(MODEL, target)
         mounted = mount(hub)
         assert error_of(lambda: read_model(mounted)) == errno.ENOENT
-        assert len(hub.log) == 1
+        assert [request.kind for request in hub.log] == ["listing", "probe"]
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ class TestProxy:
         monkeypatch.delenv("no_proxy", raising=False)
         hub.add(MODEL, GOOD)
         assert_reads_right(mount(hub))
-        assert len(proxy.requests) == len(hub.log) == 2
+        assert len(proxy.requests) == len(hub.log) == 3
         assert all(request.startswith(f"GET {hub.url}/{MODEL}?") for request in proxy.requests)
 
     def test_of_the_environment_is_used_for_https(

@@ -280,7 +280,7 @@ class TestAsksOnlyForModels:
     def test_looking_at_a_version_asks_once_and_downloads_nothing(self, hub: FaultHub, used) -> None:
         for _ in range(3):
             assert (used.path / "google/demo/2").is_dir()
-        assert [request.is_probe for request in hub.requests()] == [True]
+        assert [request.kind for request in hub.requests()] == ["listing", "probe"]
 
     def test_missing_version_is_asked_for_once_in_a_while(self, hub: FaultHub, mount) -> None:
         mounted = mount(hub)
@@ -289,9 +289,10 @@ class TestAsksOnlyForModels:
         while time.monotonic() < end:
             assert not exists(mounted.path / "google/none/1")
             assert not exists(mounted.path / "google/none/1/saved_model.pb")
-        assert len(hub.requests()) == 1
+        assert [request.kind for request in hub.requests()] == ["listing", "probe"]
         assert not exists(mounted.path / "google/none/2"), "another version is another question"
-        assert len(hub.requests()) == 2
+        assert [request.kind for request in hub.requests("google/none/2")] == ["listing", "probe"]
+        assert len(hub.requests()) == 4
 
 
 class TestUnversioned:
@@ -340,4 +341,4 @@ class TestUnversioned:
         with pytest.raises(FileNotFoundError):
             (mounted.path / "google/none/saved_model.pb").read_bytes()
         assert (mounted.path / "google/none").is_dir()
-        assert len(hub.requests()) == 1
+        assert [request.kind for request in hub.requests()] == ["listing", "probe"]

@@ -78,7 +78,8 @@ class Settings:
     )
     load_format: LoadFormat = _setting(
         LoadFormat.AUTO,
-        "how a model is brought in: its archive, its files without keeping them, or what the hub offers",
+        "how a model is brought in: `compressed`, its archive; `uncompressed`, its files as they are read, "
+        "without keeping them; `auto`, its files, kept, or its archive where the hub offers no more",
         env="TFHUB_MODEL_LOAD_FORMAT",
     )
     read_ahead: bool = _setting(

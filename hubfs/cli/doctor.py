@@ -18,6 +18,7 @@ import typer
 from hubfs.cli.options import with_settings
 from hubfs.cli.output import print_json, size
 from hubfs.config import Settings
+from hubfs.errors import HubfsError
 from hubfs.fs.passthrough import obstacle, version
 
 if TYPE_CHECKING:
@@ -46,7 +47,14 @@ class Check:
 
 
 @with_settings(
-    "hub", "cache_dir", "trust_cache_dir", "offline", "verify_certificates", "passthrough", "allow_other"
+    "hub",
+    "cache_dir",
+    "shared_cache",
+    "trust_cache_dir",
+    "offline",
+    "verify_certificates",
+    "passthrough",
+    "allow_other",
 )
 def doctor(
     settings: Settings,
@@ -79,6 +87,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield check_allow_other(settings.allow_other)
     yield check_cache(directory, settings.trust_cache_dir, settings.cache_is_temporary)
     yield check_space(directory)
+    if settings.shared_cache:
+        yield check_shared_cache(settings)
     yield check_hub(settings)
 
 
@@ -218,6 +228,25 @@ def check_space(directory: Path) -> Check:
     if free < _LITTLE_SPACE:
         return Check("free space", "warning", found, advice)
     return Check("free space", "ok", found)
+
+
+def check_shared_cache(settings: Settings) -> Check:
+    """Whether the bucket that many machines share can be read. Whether it can be written shows later."""
+    name, url = "shared cache", settings.shared_cache
+    if settings.offline:
+        return Check(name, "ok", f"{url}: not asked (offline)")
+    from hubfs.cache.bucket import Bucket
+    from hubfs.hubs.object_store import ObjectStores
+
+    stores = ObjectStores(settings)
+    try:
+        # Of an object that nobody has, a bucket that may be read says that it is not there.
+        Bucket(url, stores, settings).get(url, "hubfs-doctor", 1)
+    except HubfsError as error:
+        return Check(name, "warning", error.message, error.hint or "hubs are asked without it")
+    finally:
+        stores.close()
+    return Check(name, "ok", f"{url} can be read")
 
 
 def check_hub(settings: Settings, timeout: float = 5.0) -> Check:

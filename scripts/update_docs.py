@@ -44,7 +44,8 @@ def _default(field: dataclasses.Field[Any], kind: Any) -> str:
     if isinstance(field.default, LoadFormat):
         return f"`{field.default.value}`"
     if field.metadata["unit"] == "bytes":
-        return f"{field.default // 10**9} GB"
+        unit, name = (10**9, "GB") if field.default >= 10**9 else (10**6, "MB")
+        return f"{field.default // unit} {name}"
     return f"`{field.default:g}`" if isinstance(field.default, float) else f"`{field.default}`"
 
 

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 LARGEST: Final = 6 << 20
 #: Part of the limit that requests on their way may take.
 ON_THEIR_WAY: Final = 5
-#: glibc's M_MMAP_THRESHOLD.
+#: Of glibc's mallopt(3).
+_TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
+_ARENA_MAX: Final = -8
 
 _Key = tuple["MemoryFile", int]
 
@@ -342,7 +344,12 @@ class Memory:
 
 
 def _give_memory_back_at_once() -> None:
-    """Keep glibc from holding on to the memory of requests: it would, once the first one was freed."""
+    """Keep glibc from holding on to the memory of requests.
+
+    It would, once the first one was freed, in a heap of its own for each of many threads.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
+        mallopt(_ARENA_MAX, 2)
         mallopt(_MMAP_THRESHOLD, 16 << 20)
+        mallopt(_TRIM_THRESHOLD, 8 << 20)

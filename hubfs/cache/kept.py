@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Bytes that a kill costs at most, besides what is on its way: more are brought to stable storage at once.
-FLUSH: Final = 8 << 20
+#: Bytes that a power cut costs at most, besides what is on its way: more are brought to the disk at once.
+FLUSH: Final = 16 << 20
 #: Seconds after which fewer are.
 FLUSH_AFTER: Final = 1.0
 #: Seconds for which a version that nobody reads stays in this process's hands.

@@ -3,10 +3,12 @@
     <key>.hubfs.partial/
         files/…      as large as the version's files, with holes where nothing has come yet
         map          which chunks are on stable storage, and of which files
+        written      which chunks the kernel has, at least (hubfs.cache.written)
         lock         held (flock) by the one process that writes here
 
-The map never speaks of a chunk before its bytes are on stable storage. So whatever ends a process or the
-machine, the next one goes on with all that the map names, and fetches the rest again.
+The map never speaks of a chunk before its bytes are on stable storage. So whatever ends the machine, the next
+process goes on with all that the map names, and fetches the rest again. If only the process ended, the next
+one goes on with what was written.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import google_crc32c
-
+from hubfs.cache.digest import Digest
 from hubfs.cache.layout import write_atomically
+from hubfs.cache.written import Written
 from hubfs.errors import CacheError, DamagedError, from_os_error
 from hubfs.hubs.base import Listing, RemoteFile
 from hubfs.transfer.chunks import CHUNK
@@ -72,7 +74,10 @@ class Partial:
         self._verified: set[str] = set()
         #: What came with the bytes of each file and the listing does not tell: ETag, MD5, CRC-32C.
         self._learned: dict[str, tuple[str, str, str]] = {}
+        #: Of which files the map has what was learned.
+        self._noted: set[str] = set()
         self._descriptors: dict[str, int] = {}
+        self._written: Written | None = None
         self._flushing = threading.Lock()
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
@@ -124,8 +129,13 @@ class Partial:
         while view:
             count = os.pwrite(descriptor, view, at)
             at, view = at + count, view[count:]
+        numbers = range(start // CHUNK, -(-stop // CHUNK))
         with self._lock:
-            self._unstored.setdefault(path, set()).update(range(start // CHUNK, -(-stop // CHUNK)))
+            self._unstored.setdefault(path, set()).update(numbers)
+            # Without its ETag nobody could go on with it.
+            known = self._files[path].etag is not None or path in self._noted
+            if known and self._written is not None:
+                self._written.add(path, numbers)
 
     def reader(self, path: str) -> int:
         """A descriptor of its own for somebody who reads a file; what is there of it is for others to know.
@@ -168,7 +178,7 @@ class Partial:
                 self._save()
 
     def unstored(self) -> int:
-        """Bytes that a kill would cost, at most."""
+        """Bytes that the end of the machine would cost, at most."""
         with self._lock:
             return CHUNK * sum(map(len, self._unstored.values()))
 
@@ -213,7 +223,7 @@ class Partial:
             DamagedError: it differs. All of the file counts as missing again.
             OSError: it cannot be read.
         """
-        digest = _Digest(file)
+        digest = Digest(file)
         for offset in range(0, file.size if digest.wanted else 0, _STEP):
             digest.update(os.pread(self._descriptor(path), _STEP, offset))
             yield
@@ -237,6 +247,9 @@ class Partial:
                 self._stored.pop(path, None)
                 self._unstored.pop(path, None)
                 self._learned.pop(path, None)
+                self._noted.discard(path)
+                if self._written is not None:
+                    self._written.clear(path)
             self._save()
 
     def close(self) -> None:
@@ -244,6 +257,9 @@ class Partial:
         with self._lock:
             descriptors, self._descriptors = self._descriptors, {}
             guard, self._guard = self._guard, -1
+            written, self._written = self._written, None
+        if written is not None:
+            written.close()
         for descriptor in descriptors.values():
             os.close(descriptor)
         if guard >= 0:
@@ -252,7 +268,7 @@ class Partial:
     def discard(self) -> None:
         """Remove all that is left here, while nobody else may write here, and close it."""
         # The lock goes last: whoever opens a new one then finds nothing of this.
-        for name in ("map", "files"):
+        for name in ("map", "written", "files"):
             path = self.directory / name
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -275,15 +291,39 @@ class Partial:
         known = self._load()
         if known is not None:
             self._stored, self._learned = known
+            self._noted = set(self._learned)
         try:
             # First of all: a map must never speak for files that are made anew.
             self._save()
             self._sync_map()
-            if not self._stored:
+            if known is None:
+                (self.directory / "written").unlink(missing_ok=True)
+            sizes = {path: file.size for path, file in self._files.items()}
+            self._written = Written(self.directory / "written", self._identity, sizes)
+            self._go_on_with_written()
+            if not self._stored and not self._unstored:
                 shutil.rmtree(self.files_directory, ignore_errors=True)
             self.files_directory.mkdir(mode=0o755, exist_ok=True)
         except OSError as error:
             raise from_os_error(error, self.handle, "making room for it in the cache") from error
+
+    def _go_on_with_written(self) -> None:
+        assert self._written is not None
+        for path in self._files:
+            numbers = self._written.numbers(path)
+            if not numbers:
+                continue
+            if self._is_whole_size(path):
+                numbers -= {n for n in numbers if path in self._stored and _has(self._stored[path], n)}
+                if numbers:
+                    self._unstored[path] = numbers
+            else:
+                self._written.clear(path)
+
+    def _is_whole_size(self, path: str) -> bool:
+        """Whether a file is there. One that was removed or cut since has none of its chunks."""
+        place = self.files_directory / path
+        return place.is_file() and place.lstat().st_size == self._files[path].size
 
     def _descriptor(self, path: str) -> int:
         """Of a file, which is made if it is not there yet."""
@@ -319,9 +359,7 @@ class Partial:
                 size = self._files[path].size
                 if len(bits) != len(_bits(size)):
                     return None
-                # A file that was removed or cut since has none of its chunks.
-                place = self.files_directory / path
-                if not place.is_file() or place.lstat().st_size != size:
+                if not self._is_whole_size(path):
                     del known[path]
             return known, learned
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -342,6 +380,8 @@ class Partial:
             }
         )
         write_atomically(self.directory / "map", text)
+        with self._lock:
+            self._noted |= learned.keys() & self._learned.keys()
 
     def _sync_map(self) -> None:
         for path, flags in ((self.directory / "map", 0), (self.directory, os.O_DIRECTORY)):
@@ -377,21 +417,6 @@ def _identity(listing: Listing) -> str:
         for path, file in sorted(listing.files.items())
     ]
     return hashlib.sha256(json.dumps([listing.handle, rows]).encode()).hexdigest()
-
-
-class _Digest:
-    """The checksum of a file: the CRC-32C if there is one to compare with, else the MD5, else none."""
-
-    def __init__(self, file: RemoteFile) -> None:
-        self.wanted = file.crc32c or file.md5
-        md5 = file.md5 if file.crc32c is None else None
-        self._sum: Any = hashlib.md5(usedforsecurity=False) if md5 else google_crc32c.Checksum()
-
-    def update(self, part: bytes) -> None:
-        self._sum.update(part)
-
-    def matches(self) -> bool:
-        return self.wanted is None or bool(self._sum.digest() == self.wanted)
 
 
 def _bits(size: int) -> bytearray:

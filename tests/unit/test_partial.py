@@ -170,7 +170,7 @@ class TestMap:
 
 
 class TestGoingOn:
-    def test_with_what_was_flushed(self, begin) -> None:
+    def test_with_what_was_written(self, begin) -> None:
         first = begin()
         put(first, BIG, 0, 3)
         assert first.unstored() == 2 * CHUNK
@@ -179,8 +179,33 @@ class TestGoingOn:
         put(first, BIG, 1)
         first.close()
         again = begin()
-        assert again.present(BIG) == [0, 3]
+        assert again.present(BIG) == [0, 1, 3]
+        # Though it is there, it is not on stable storage yet.
+        assert again.unstored() == CHUNK
         assert read(again, BIG, 3 * CHUNK, 4 * CHUNK) == CONTENT[BIG][3 * CHUNK : 4 * CHUNK]
+
+    @pytest.mark.parametrize("what", ["another boot", "another mount", "nothing of it"])
+    def test_only_with_what_was_flushed_after_the_machine_ended(self, begin, what: str) -> None:
+        first = begin()
+        put(first, BIG, 0, 3)
+        first.flush()
+        put(first, BIG, 1)
+        first.close()
+        written = first.directory / "written"
+        head, _, rest = written.read_bytes().partition(b"\n")
+        identity, boot, mount = head.split(b" ")
+        assert boot.decode() in Path("/proc/sys/kernel/random/boot_id").read_text()
+        if what == "another boot":
+            boot = boot[::-1]
+        elif what == "another mount":
+            mount = bytes(reversed(mount)) if mount != mount[::-1] else b"1" + mount[:-1]
+        else:
+            written.unlink()
+        if written.exists():
+            changed = b" ".join((identity, boot, mount))
+            assert changed != head
+            written.write_bytes(changed + b"\n" + rest)
+        assert begin().present(BIG) == [0, 3]
 
     def test_after_a_kill(self, begin, tmp_path: Path) -> None:
         code = (
@@ -195,8 +220,28 @@ class TestGoingOn:
         done = subprocess.run([sys.executable, "-c", code, tmp_path / "partial"], cwd=root, timeout=60)
         assert done.returncode == -9
         partial = begin()
-        assert partial.present(BIG) == [0, 1]
-        assert read(partial, BIG, 0, 2 * CHUNK) == CONTENT[BIG][: 2 * CHUNK]
+        assert partial.present(BIG) == [0, 1, 2]
+        assert read(partial, BIG, 0, 3 * CHUNK) == CONTENT[BIG][: 3 * CHUNK]
+
+    def test_without_an_etag_only_with_what_the_map_knows(self, begin) -> None:
+        """Nobody could tell otherwise whether the rest is of the same file."""
+        plain = replace(
+            listing(), files={path: replace(file, etag=None) for path, file in listing().files.items()}
+        )
+        first = begin(plain)
+        first.remember(BIG, replace(plain.files[BIG], etag='"learned"'))
+        put(first, BIG, 0)
+        first.close()
+        again = begin(plain)
+        assert again.present(BIG) == []
+        again.remember(BIG, replace(plain.files[BIG], etag='"learned"'))
+        put(again, BIG, 0)
+        again.flush()
+        put(again, BIG, 1)
+        again.close()
+        last = begin(plain)
+        assert last.present(BIG) == [0, 1]
+        assert last.file(BIG).etag == '"learned"'
 
     @pytest.mark.parametrize(
         "other",
@@ -254,7 +299,6 @@ class TestGoingOn:
         first.close()
         shutil.rmtree(first.files_directory)
         assert begin().present(BIG) == []
-
 
     def test_with_what_came_with_the_bytes(self, begin) -> None:
         """The ETag and checksums of files whose listing tells neither."""

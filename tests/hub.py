@@ -1,8 +1,8 @@
 """A hub for tests that fails as it is told to.
 
-It speaks the hosting protocol for archives held in memory or in a file (listings it does not offer), writes down every request, and plays
-a script of faults (`tests/faults.py`) for each path. It shares no code with `hubfs.serve`, so that neither
-hides the other's mistakes.
+It speaks the hosting protocol for archives held in memory or in a file; listings it does not offer. It writes
+down every request, and plays a script of faults (`tests/faults.py`) for each path. It shares no code with
+`hubfs.serve`, so that neither hides the other's mistakes.
 
     with FaultHub() as hub:
         hub.add("google/model/1", make_archive(make_tree()))

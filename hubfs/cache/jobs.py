@@ -187,6 +187,7 @@ class EntryJobs(EntryState):
                 self._fail(error)
                 return
             self._listed_manifest = manifest
+            self._was_listed = True
         self._moved()
 
     def _run_transfer(self, transfer: Transfer) -> None:

@@ -89,6 +89,8 @@ class EntryState:
         self._origin: Origin | None = None
         #: What a listing says, from the moment that it is the origin.
         self._listed_manifest: Manifest | None = None
+        #: It had a listing, even if that is of no use any more: what was below its path is so still.
+        self._was_listed = False
         self._listed: Listed | None = None
         self._beginning = False
         self._arrival: Arrival | None = None
@@ -123,7 +125,7 @@ class EntryState:
     def is_under_way(self) -> bool:
         """Whether its bytes are here or coming."""
         with self.changed:
-            return bool(self._manifest or self._transfer or self._listed_manifest)
+            return bool(self._manifest or self._transfer or self._listed_manifest or self._was_listed)
 
     def snapshot(self) -> Snapshot:
         """For status and extended attributes."""
@@ -254,6 +256,8 @@ class EntryState:
     def _fail(self, error: HubfsError) -> None:
         self._error = error
         self._error_until = time.monotonic() + error.remember
+        if isinstance(error, NotFoundError):
+            self._was_listed = False
         if not isinstance(error, StoppedError):
             asked_for = isinstance(error, (NotFoundError, OfflineError))
             log.log(logging.INFO if asked_for else logging.ERROR, "%s", error)

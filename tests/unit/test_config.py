@@ -333,7 +333,7 @@ def test_least_memory_is_enough() -> None:
 
 
 def test_what_is_not_kept_cannot_be_verified_as_a_whole() -> None:
-    with pytest.raises(ConfigError, match="verified_only: .* cannot be checked") as caught:
+    with pytest.raises(ConfigError, match=r"verified_only: .* cannot be checked") as caught:
         load({"HUBFS_VERIFIED_ONLY": "true"}, load_format="uncompressed")
     assert "HUBFS_VERIFIED_ONLY" in str(caught.value)
     assert "--load-format" in caught.value.hint

@@ -182,7 +182,7 @@ def test_models_of_buckets_and_kaggle_are_found_below_their_schemes(layout: Layo
     soon(names(index), ["gs:", "https:", "s3:"])
     assert index.below(("gs:", "models")) == ["a"]
     assert index.below(("s3:", "models", "b")) == ["2"]
-    assert index.below(tuple("https:/www.kaggle.com/models/o/m/f/v".split("/"))) == ["3"]
+    assert index.below(("https:", "www.kaggle.com", "models", "o", "m", "f", "v")) == ["3"]
 
 
 @pytest.mark.parametrize("handle", ["https://[::1/a/b/1", "https://tfhub.dev\u2100/a/b/1"])

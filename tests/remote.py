@@ -75,6 +75,29 @@ class Doubting:
         return file
 
 
+class Ragged:
+    """A source that breaks the rule for pieces: all of them are of one size.
+
+    Args:
+        size: bytes of a piece.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
+        raise AssertionError("it is asked for pieces")
+
+    def pieces(
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
+    ) -> Generator[bytes, None, None]:
+        for _ in range(start, stop, self._size):
+            yield bytes(self._size)
+
+    def declared(self, file: RemoteFile) -> RemoteFile:
+        return file
+
+
 class Waiter:
     """Waits as an entry does: a condition that is notified, and a look now and then."""
 

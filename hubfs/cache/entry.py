@@ -209,6 +209,12 @@ class Entry(EntryJobs):
             self.bring_in(wait)
             return None
 
+        with self.changed:
+            spare = self._listed
+        if spare is not None and spare.is_spare:
+            # Perhaps it can be kept by now.
+            spare.retire()
+
         def begun() -> Listed | bool | None:
             if self._manifest is not None or self._listed_manifest is None:
                 return False
@@ -259,8 +265,10 @@ class Entry(EntryJobs):
             self._beginning = False
             if kept:
                 self._listed = kept
+                self._store.note_running(self, True)
             self._moved()
         if kept:
+            self._start(kept)
             streamed.retire()
 
     def _recheck(self, directory: Path) -> None:

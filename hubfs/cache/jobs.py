@@ -151,6 +151,11 @@ class EntryJobs(EntryState):
             self._listed = listed
             self._store.note_running(self, True)
             self._moved()
+        self._start(listed)
+
+    def _start(self, listed: Listed) -> None:
+        """Once the entry has it: it may end at once."""
+        listed.start()
         if self._store.closed:
             listed.close()
 
@@ -172,23 +177,25 @@ class EntryJobs(EntryState):
                 self._locating = False
                 self._fail(expected(error, self.handle))
             return
-        with self.changed:
-            self._locating = False
-            self._found(origin)
+        self._found(origin)
 
     def _found(self, origin: Origin) -> None:
-        """The origin is known now. The lock must be held."""
-        self._origin = origin
+        """The origin is known now."""
+        manifest, failure = None, None
         if isinstance(origin, Listing):
             manifest = manifest_of(origin)
             try:
                 self._check_unchanged(manifest)
             except ChangedError as error:
-                self._fail(error)
+                failure = error
+        with self.changed:
+            self._locating = False
+            if failure is not None:
+                self._fail(failure)
                 return
-            self._listed_manifest = manifest
-            self._was_listed = True
-        self._moved()
+            self._origin, self._listed_manifest = origin, manifest
+            self._was_listed = self._was_listed or manifest is not None
+            self._moved()
 
     def _run_transfer(self, transfer: Transfer) -> None:
         try:
@@ -222,8 +229,7 @@ class EntryJobs(EntryState):
             origin = self._origin
         if origin is None:
             origin = self._store.locate(self.handle, self.key, self.waiting)
-            with self.changed:
-                self._found(origin)
+            self._found(origin)
         return origin
 
 

@@ -87,9 +87,11 @@ class Kept(Listed):
         self._discard = False
         self._failure: HubfsError | None = None
         self.fill_error: HubfsError | None = None
-        threading.Thread(target=self._run, name="hubfs-keep", daemon=True).start()
 
     # ---- for the entry
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="hubfs-keep", daemon=True).start()
 
     @property
     def is_filling(self) -> bool:

@@ -65,6 +65,15 @@ class Listed(ABC):
     error: HubfsError | None = None
 
     @abstractmethod
+    def start(self) -> None:
+        """The owner knows it from now on, and is told of its end (`Owner.ended`)."""
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether it only stands in for one that is kept in the cache, and nobody reads it."""
+        return False
+
+    @abstractmethod
     def open(self, path: str, *, direct: bool) -> Readable | None:
         """A file of the version; `None` if this is about to end. The owner is told when it is closed.
 

@@ -113,14 +113,17 @@ class Store:
 
     def entry(self, handle: str) -> Entry:
         """The entry of a handle, known to exist or not. Nothing is asked or read."""
+        forgotten: list[Entry] = []
         with self._lock:
             found = self._entries.get(handle)
             if found is None:
                 found = self._entries[handle] = Entry(handle, cache_key(handle), self)
-                self._forget_idle()
+                forgotten = self._forget_idle()
             else:
                 self._entries.move_to_end(handle)
-            return found
+        for entry in forgotten:
+            entry.stop()
+        return found
 
     def entries(self) -> list[Entry]:
         """Those that are in memory."""
@@ -191,7 +194,7 @@ class Store:
                 return self._keep(entry, listing, manifest)
             except (BusyError, ReadOnlyCacheError) as error:
                 log.info("%s; it is read without being kept", error.message)
-        return Streamed(listing, self.memory, entry)
+        return Streamed(listing, self.memory, entry, spare=self._keeps)
 
     def keep_when_free(self, entry: EntryJobs, listing: Listing, manifest: Manifest) -> Kept | None:
         """Wait for another process that brings a version in; `None` if that has published it.
@@ -387,15 +390,15 @@ class Store:
             self._save_manifest(manifest, key, directory)
         return manifest, directory
 
-    def _forget_idle(self) -> None:
+    def _forget_idle(self) -> list[Entry]:
         if len(self._entries) <= IDLE_ENTRIES or time.monotonic() < self._next_forgetting:
-            return
+            return []
         self._next_forgetting = time.monotonic() + 1
         # One that was given out just now may be about to be used.
         limit = time.monotonic() - 1
         idle = [h for h, e in self._entries.items() if e.touched < limit and e.is_idle]
-        for handle in idle[: max(0, len(self._entries) - IDLE_ENTRIES * 3 // 4)]:
-            self._entries.pop(handle).stop()
+        too_many = max(0, len(self._entries) - IDLE_ENTRIES * 3 // 4)
+        return [self._entries.pop(handle) for handle in idle[:too_many]]
 
     def _save_manifest(self, manifest: Manifest, key: str, directory: Path) -> None:
         try:

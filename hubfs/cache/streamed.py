@@ -16,8 +16,13 @@ from hubfs.transfer.fetch import Awaited
 class Streamed(Listed):
     """Files of a listing, read through the memory that all versions share."""
 
-    def __init__(self, listing: Listing, memory: Memory, owner: Owner) -> None:
+    def __init__(self, listing: Listing, memory: Memory, owner: Owner, *, spare: bool = False) -> None:
+        """
+        Args:
+            spare: the version is to be kept in the cache, which cannot be done at the moment.
+        """
         self.listing = listing
+        self._spare = spare
         self._memory = memory
         self._owner = owner
         self._lock = threading.Lock()  # protects what follows
@@ -64,6 +69,14 @@ class Streamed(Listed):
         for file in files.values():
             file.close()
         self._owner.ended(self, None)
+
+    def start(self) -> None:
+        """It has nothing to do by itself."""
+
+    @property
+    def is_spare(self) -> bool:
+        with self._lock:
+            return self._spare and not any(self._readers.values())
 
     def fill(self) -> None:
         """There is no place for all of it."""

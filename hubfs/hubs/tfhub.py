@@ -138,7 +138,9 @@ class TfHub:
         """
         url = compressed_url(handle, "uncompressed")
         try:
-            with self._net.get(url, handle, statuses=range(100, 600)) as response:
+            # Some hubs lead to the archive for every format, of which no more is taken than this.
+            beginning = {"Range": f"bytes=0-{_MAX_LOCATION - 1}"}
+            with self._net.get(url, handle, beginning, statuses=range(100, 600)) as response:
                 status, answered = response.status_code, str(response.url)
                 body = _body(response, handle) if status == _SEE_OTHER else b""
                 storage = response.headers.get(STORAGE_HEADER)

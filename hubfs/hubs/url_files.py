@@ -93,7 +93,10 @@ class UrlFiles:
                         raise _changed(handle, file, "the server sends more bytes than there are")
                     if check is not None:
                         check.finish(handle)
-                yield data
+                    yield data
+                elif whole := len(data) // piece * piece:
+                    # The last one before an early end is of any size.
+                    yield data[:whole]
             if left:
                 raise UnavailableError(
                     f"{handle}: the server sent {stop - start - left} of {stop - start} bytes",

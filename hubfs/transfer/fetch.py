@@ -317,10 +317,15 @@ class Fetcher:
             pieces = remote.source.pieces(handle, remote.file, at, stop, remote.cancel, CHUNK)
             with closing(pieces):
                 for data in pieces:
+                    end = at + len(data)
+                    if end > stop or (end < stop and len(data) % CHUNK):
+                        return HubfsError(
+                            f"{handle}: pieces that are not whole chunks, up to {end} of {stop}"
+                        )
                     error = self._write(remote, at, data)
                     if error is not None:
                         return error
-                    at += len(data)
+                    at = end
                     if at < stop:
                         self._arrive(remote, request, at)
         except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens

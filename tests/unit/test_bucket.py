@@ -53,13 +53,6 @@ HANDLE = "gs://hubfs-serve/google/bert/9"
 NEVER = threading.Event()
 
 
-@pytest.fixture(autouse=True)
-def no_stores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("AWS_", "GOOGLE_", "STORAGE_EMULATOR_")):
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Buckets]]:
     """Makes `Buckets` with these settings."""

@@ -25,7 +25,7 @@ from hubfs.transfer.chunks import CHUNK
 from hubfs.transfer.fetch import Fetcher, Remote, Sink, policy
 from hubfs.transfer.prefetch import FIRST
 from tests.hub import Fault, FaultHub
-from tests.remote import Doubting, HttpSource, Waiter
+from tests.remote import Doubting, HttpSource, Ragged, Waiter
 
 PATH = "m/variables.data.tar"  # FaultHub's faults are for archives
 OTHER = "m/other.tar"
@@ -289,7 +289,7 @@ class TestPieces:
         with remote.waiting(8 * MiB, 12 * MiB) as awaited:
             disk.waiter.until(awaited)
         assert disk.read(8 * MiB, 12 * MiB) == BODY[8 * MiB : 12 * MiB]
-        kept = after // MiB * MiB
+        kept = after // CHUNK * CHUNK
         assert world.ranges() == [(8 * MiB, 12 * MiB), (8 * MiB + kept, 12 * MiB)]
         assert set(disk.times.values()) == {1}
 
@@ -308,6 +308,17 @@ class TestPieces:
             get(remote, disk, 8 * MiB, 12 * MiB)
         assert get(remote, disk, 8 * MiB, 10 * MiB) == BODY[8 * MiB : 10 * MiB]
         assert len(world.ranges()) == 2
+
+    @pytest.mark.parametrize("size", [CHUNK - 1, CHUNK + 1, 5 * MiB])
+    def test_that_are_no_whole_chunks_are_never_taken_for_some(self, world: World, size: int) -> None:
+        remote, disk = world.open()
+        source = remote.source
+        remote.source = Ragged(size)
+        with pytest.raises(HubfsError, match="not whole chunks"):
+            get(remote, disk, 8 * MiB, 12 * MiB)
+        assert not remote.has(8 * MiB, 8 * MiB + 1)
+        remote.source = source
+        assert get(remote, disk, 8 * MiB, 12 * MiB) == BODY[8 * MiB : 12 * MiB]
 
     def test_are_taken_back_if_all_of_them_together_are_wrong(self, world: World) -> None:
         remote, disk = world.open()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from hubfs import mounts
+from hubfs import heap, mounts
 from hubfs.config import LoadFormat, Settings
 from hubfs.errors import ConfigError, HubfsError, MountError
 from hubfs.version import __version__
@@ -97,6 +97,7 @@ def run(settings: Settings, mountpoint: Path, on_ready: Callable[[], None] = lam
     mounts.prepare(mountpoint)
     with _logging(settings), _Stopper() as stopper:
         _raise_file_limit()
+        heap.tune()
         store = Store(settings)
         if settings.load_format is not LoadFormat.UNCOMPRESSED:
             store.layout.create(settings.trust_cache_dir)

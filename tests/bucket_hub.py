@@ -33,7 +33,8 @@ class BucketHub(FaultHub):
 
     Attributes:
         named: what the hub answers to `?tf-hub-format=uncompressed`, by handle's path: status and body.
-        listed: what the listing tells instead of the truth, by key: `ETag`, `Size`, `Key`; None leaves it out.
+        listed: what the listing tells instead of the truth, by key: `ETag`, `Size`, `Key`; None leaves
+            it out.
         page: objects of one answer at most.
     """
 

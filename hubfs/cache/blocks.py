@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import mmap
 import threading
@@ -25,31 +24,27 @@ if TYPE_CHECKING:
 
 #: Bytes of a request at most: 8 connections bind a fifth of the default limit.
 LARGEST: Final = 6 << 20
+#: Quarters of the blocks that may hold what was read ahead and not read yet.
+FRESH: Final = 3
 #: Sixteenths of the limit that blocks may take.
 BLOCKS: Final = 9
 #: Part of the limit that requests on their way may take.
 ON_THEIR_WAY: Final = 5
-#: More than a piece of a request and than what libfuse answers with, and less than what each of libfuse's
-#: threads keeps for requests: that is mapped, and hardly ever touched.
-_LARGE: Final = 1_050_000
-#: Of glibc's mallopt(3).
-_TRIM_THRESHOLD: Final = -1
-_MMAP_THRESHOLD: Final = -3
-_ARENA_MAX: Final = -8
-
 _Key = tuple["MemoryFile", int]
 
 
 def divide(limit: int, policy: Policy) -> tuple[int, Policy]:
     """How to use a memory limit: bytes for blocks, and a policy that keeps requests within the rest.
 
-    What is read ahead may take half of the blocks; the rest are those that were read. Besides there are the
+    What is read ahead may take most of the blocks; the rest are those that were read. Besides there are the
     answers to readers, and pieces between the line and the blocks, for which a part is left.
     """
     largest = min(LARGEST, limit // (ON_THEIR_WAY * policy.connections)) // CHUNK * CHUNK
     largest = max(CHUNK, largest)
     blocks = max(CHUNK, min(limit * BLOCKS // 16, limit - policy.connections * largest))
-    return blocks, dataclasses.replace(policy, largest=largest, budget=min(policy.budget, blocks // 2))
+    return blocks, dataclasses.replace(
+        policy, largest=largest, budget=min(policy.budget, blocks * FRESH // 4)
+    )
 
 
 class Blocks:
@@ -57,7 +52,7 @@ class Blocks:
 
     It is one mapping, so that it can neither grow nor be scattered, of which only what was used once takes
     memory. Blocks that came and were not read yet are kept before those that were read, as long as they are
-    no more than half: to drop them would mean to fetch them twice.
+    no more than three quarters: to drop them would mean to fetch them twice.
     """
 
     def __init__(self, limit: int) -> None:
@@ -75,7 +70,6 @@ class Blocks:
         self._used: LRUCache[_Key, int] = LRUCache(self._total)
         self._pinned: dict[_Key, tuple[int, int]] = {}  # its place, and how many keep it there
         self._expected: Counter[_Key] = Counter()
-        _give_memory_back_at_once()
 
     @property
     def used(self) -> int:
@@ -117,7 +111,7 @@ class Blocks:
                     self._pinned[key] = place, self._expected[key]
                 else:
                     self._fresh[key] = place
-            while len(self._fresh) > self._total // 2:
+            while len(self._fresh) > self._total * FRESH // 4:
                 key, place = self._fresh.popitem()
                 self._used[key] = place
 
@@ -347,16 +341,3 @@ class Memory:
             fetcher = self._fetcher
         if fetcher is not None:
             fetcher.close()
-
-
-def _give_memory_back_at_once() -> None:
-    """Keep glibc from holding on to the memory of requests in a heap of its own for each of many threads.
-
-    Measured with 4 GB read by 8 readers: otherwise it takes 100 MB more; with the memory of each piece mapped
-    anew, which takes least, reading takes half as long again.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_ARENA_MAX, 2)
-        mallopt(_MMAP_THRESHOLD, _LARGE)
-        mallopt(_TRIM_THRESHOLD, 8 << 20)

@@ -321,10 +321,10 @@ class Entry(EntryJobs):
 def is_data(path: str, size: int) -> bool:
     """Whether who opens a file is going to want the rest of the version too.
 
-    What describes a model is read by those who only look at it.
+    What describes a model is read by those who only look at it. The index of a checkpoint is not.
     """
     name = path.rpartition("/")[2]
-    return ".data-" in name or (size >= DATA and name not in MODEL_FILES)
+    return ".data-" in name or name == "variables.index" or (size >= DATA and name not in MODEL_FILES)
 
 
 class OpenFile(Readable):

@@ -140,7 +140,8 @@ class EntryJobs(EntryState):
 
     def _make_listed(self, listing: Listing, manifest: Manifest) -> None:
         try:
-            listed = self._store.make_listed(self, listing, manifest)
+            # Another process may have published it since it was found.
+            listed = None if self.find_on_disk() else self._store.make_listed(self, listing, manifest)
         except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
             with self.changed:
                 self._beginning = False
@@ -149,9 +150,10 @@ class EntryJobs(EntryState):
         with self.changed:
             self._beginning = False
             self._listed = listed
-            self._store.note_running(self, True)
+            self._store.note_running(self, listed is not None)
             self._moved()
-        self._start(listed)
+        if listed is not None:
+            self._start(listed)
 
     def _start(self, listed: Listed) -> None:
         """Once the entry has it: it may end at once."""

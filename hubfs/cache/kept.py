@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Bytes that a power cut costs at most, besides what is on its way: more are brought to the disk at once.
-FLUSH: Final = 16 << 20
+FLUSH: Final = 32 << 20
 #: Seconds after which fewer are.
 FLUSH_AFTER: Final = 1.0
 #: Seconds for which a version that nobody reads stays in this process's hands.
@@ -72,7 +72,7 @@ class Kept(Listed):
         self.partial = Partial(layout.partial(key), listing)
         self._changed = threading.Condition(threading.Lock())  # protects what follows
         self._files: dict[str, KeptFile] = {}
-        self._checking: dict[str, Future[None]] = {}
+        self._checking: dict[KeptFile, Future[None]] = {}
         self._damaged: set[str] = set()
         self._rest: Iterator[str] | None = None
         self._filling: set[str] = set()
@@ -83,6 +83,7 @@ class Kept(Listed):
         self._opened = 0
         self._opening = 0
         self._leaving = False
+        self._superseded = False
         self._stopped = threading.Event()
         self._discard = False
         self._failure: HubfsError | None = None
@@ -225,9 +226,9 @@ class Kept(Listed):
 
     def _arrived(self, file: KeptFile) -> None:
         """All of a file has come. `_changed` must be held."""
-        if not file.whole and file.path not in self._checking and not self._stopped.is_set():
+        if not file.whole and file not in self._checking and not self._stopped.is_set():
             with contextlib.suppress(RuntimeError):  # hubfs is being stopped
-                self._checking[file.path] = self._checks.submit(self._check, file)
+                self._checking[file] = self._checks.submit(self._check, file)
 
     def _feed(self) -> None:
         """See to it that a batch of files is being brought in."""
@@ -270,6 +271,12 @@ class Kept(Listed):
         with self._changed:
             lingered = False
             while not self._stopped.is_set():
+                if self._superseded:
+                    # Those who have files of it open go on with them.
+                    if not self._opened:
+                        break
+                    self._changed.wait(FLUSH_AFTER)
+                    continue
                 if self.partial.unstored() >= FLUSH:
                     return self._flush
                 if self.partial.is_complete():
@@ -304,8 +311,11 @@ class Kept(Listed):
         lock = self._seeker.look()
         if self._seeker.found:
             # It is there now, by another's doing.
-            self._discard = True
-            self.close()
+            with self._changed:
+                self._leaving = self._superseded = self._discard = True
+                files = list(self._files.values())
+            for file in files:
+                file.remote.stop_filling()
         elif lock is None:
             self._stopped.wait(LOCK_POLL)
         else:
@@ -337,7 +347,7 @@ class Kept(Listed):
             self._break(error)
         finally:
             with self._changed:
-                del self._checking[file.path]
+                del self._checking[file]
                 self._changed.notify_all()
 
     def _verify(self, file: KeptFile) -> None:
@@ -366,23 +376,14 @@ class Kept(Listed):
             del self._files[file.path]
         self.partial.release(file.path)
 
-    def _lose(self, file: KeptFile, error: DamagedError) -> None:
-        """The source itself found that what it gave of a file is wrong."""
-        with self._changed:
-            known = self._files.get(file.path) is file and not file.whole
-        if known:
-            file.remote.close()
-            # First: nothing of it may be written afterwards.
-            file.remote.close()
-            self.partial.lose(file.path)
-            self._begin_again(file, error)
-
     def _begin_again(self, file: KeptFile, error: DamagedError) -> None:
         """What came of a file is not what the hub declares: once, it is fetched anew."""
         file.error = error
         file.remote.close()
         self._owner.tainted(file.path)
         with self._changed:
+            if self._files.get(file.path) is not file:
+                return  # it was begun again before
             again = file.path not in self._damaged
             self._damaged.add(file.path)
             del self._files[file.path]
@@ -425,8 +426,8 @@ class Kept(Listed):
         with self._changed:
             self._leaving = True
             files = list(self._files.values())
-            for path in [path for path, check in self._checking.items() if check.cancel()]:
-                del self._checking[path]
+            for file in [file for file, check in self._checking.items() if check.cancel()]:
+                del self._checking[file]
             # The others notice soon.
             while self._checking:
                 self._changed.wait()

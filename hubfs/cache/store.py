@@ -55,7 +55,7 @@ LOCATORS: Final = 32
 FLEET_LOCATORS: Final = 256
 #: Files that are compared with their checksums at a time, and how far that gives way to readers (nice(2)).
 CHECKS: Final = 1
-NICE: Final = 10
+NICE: Final = 19
 #: Entries kept in memory that are idle. A forgotten one is read from disk again.
 IDLE_ENTRIES: Final = 512
 #: Failures that status remembers.

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from hubfs.errors import DamagedError, HubfsError, StoppedError, UnavailableError, from_os_error
-from hubfs.transfer.chunks import CHUNK
+from hubfs.transfer.chunks import CHUNK, whole
 from hubfs.transfer.prefetch import BUDGET, File, Kind, Policy, Prefetch, Request, Want
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Remote:
     @property
     def present(self) -> int:
         """Bytes that are there, in whole chunks."""
-        return self.file.size - self.state.missing * CHUNK if self.state.missing else self.file.size
+        return min(self.file.size, whole(self.file.size) - self.state.missing * CHUNK)
 
     def read(self, start: int, stop: int) -> bool:
         """Somebody reads a range: what comes next is read ahead. Returns whether the range is there."""

@@ -84,7 +84,7 @@ class Cursor:
     @property
     def window(self) -> int:
         """Bytes to read ahead; doubles with the run."""
-        return 1 << (2 * self.run - 1).bit_length() if self.run else 0
+        return 1 << (4 * self.run - 1).bit_length() if self.run else 0
 
     def move(self, start: int, stop: int, now: float) -> None:
         """A read that belongs to the run."""

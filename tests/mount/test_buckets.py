@@ -51,9 +51,8 @@ class TestDirectories:
     def test_whole_handle_behind_the_mount_point_works(self, hub: BucketHub, mount: Mount) -> None:
         fill(hub, "model/1")
         mounted = mount(hub, allow_hosts=(GS,))
-        done = subprocess.run(
-            ["cat", f"{mounted.path}/{GS}/model/1/saved_model.pb"], capture_output=True, check=True, timeout=30
-        )
+        path = f"{mounted.path}/{GS}/model/1/saved_model.pb"
+        done = subprocess.run(["cat", path], capture_output=True, check=True, timeout=30)
         assert done.stdout == TREE["saved_model.pb"]
 
     @pytest.mark.parametrize("directory", ["model", "some/deep/model"])
@@ -225,20 +224,16 @@ class TestS3:
         return lambda **settings: mount("http://127.0.0.1:9", allow_hosts=("s3://models",), **settings)
 
     @pytest.mark.parametrize("load_format", ["auto", "uncompressed"])
-    def test_directory_is_a_model(
-        self, s3: MotoS3, models: Callable[..., Mounted], load_format: str
-    ) -> None:
+    def test_directory_is_a_model(self, s3: MotoS3, models: Callable[..., Mounted], load_format: str) -> None:
         s3.put({f"demo/1/{name}": content for name, content in TREE.items()})
         mounted = models(load_format=load_format)
         assert sorted(os.listdir(mounted.path / "s3:/models/demo/1")) == [
             "assets", "fingerprint.pb", "saved_model.pb", "variables",
         ]  # fmt: skip
-        assert [request for request in s3.requests if "list-type=2" not in request.path and request.method == "GET"] == []
+        assert [r for r in s3.requests if r.method == "GET" and "list-type=2" not in r.path] == []
         assert read_tree(mounted.path / "s3:/models/demo/1") == TREE
 
-    def test_is_kept_and_served_without_the_bucket(
-        self, s3: MotoS3, models: Callable[..., Mounted]
-    ) -> None:
+    def test_is_kept_and_served_without_the_bucket(self, s3: MotoS3, models: Callable[..., Mounted]) -> None:
         s3.put({f"demo/1/{name}": content for name, content in TREE.items()})
         mounted = models()
         assert read_tree(mounted.path / "s3:/models/demo/1") == TREE
@@ -282,7 +277,12 @@ class TestLocalHub:
     @pytest.mark.parametrize("emulator", [False, True])
     @pytest.mark.parametrize("load_format", ["auto", "uncompressed", "compressed"])
     def test_is_read_in_every_format(
-        self, served: LocalHub, mount: Mount, monkeypatch: pytest.MonkeyPatch, emulator: bool, load_format: str
+        self,
+        served: LocalHub,
+        mount: Mount,
+        monkeypatch: pytest.MonkeyPatch,
+        emulator: bool,
+        load_format: str,
     ) -> None:
         """Also where no variable leads to it: the hub says that it has the bucket itself."""
         if emulator:

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.bucket_hub import BucketHub
-from tests.conftest import Mounted
-from tests.hub import Fault
+from tests.hub import Fault, FaultHub, Request
 from tests.models import make_archive, make_tree
 from tests.mount.conftest import cached_keys, read_tree, until
 from tests.mount.test_listing import (
@@ -237,8 +236,8 @@ class TestDamage:
         assert cached_keys(mounted.cache) == []
 
     def test_bit_that_flipped_on_the_way_is_fetched_again(self, hub: BucketHub, mount: Mount) -> None:
-        hub.fault_file(MODEL, DATA, Fault.flip(2 * MiB + 77, times=1), Fault.flip(2 * MiB + 77, times=4))
-        hub.fault_file(MODEL, PB, Fault.flip(100))
+        hub.fault_file(MODEL, DATA, flips(2 * MiB + 77, 1))
+        hub.fault_file(MODEL, PB, flips(100, 1))
         mounted = mount(hub)
         with opened(mounted.path / MODEL / DATA) as data:
             _or_none(lambda: os.pread(data, 10, 2 * MiB))
@@ -253,7 +252,7 @@ class TestDamage:
     def test_who_has_damaged_bytes_open_is_given_no_more(
         self, hub: BucketHub, mount: Mount, release: threading.Event
     ) -> None:
-        hub.fault_file(MODEL, DATA, Fault.flip(77, times=100))
+        hub.fault_file(MODEL, DATA, flips(77, 1000))
         mounted = mount(hub, retries=1)
         with opened(mounted.path / MODEL / DATA) as data:
 
@@ -288,6 +287,17 @@ class TestDamage:
         found = []
         until(lambda: found.append(_or_none((mounted.path / MODEL / DATA).read_bytes)) or found[-1], "bytes")
         assert set(found) <= {None, BODY}
+
+
+def flips(offset: int, times: int) -> Fault:
+    """Flip a bit in so many of the answers that have this byte."""
+    left = [True] * times
+
+    def hits(hub: FaultHub, request: Request) -> bool:
+        first, last = map(int, str(request.range).removeprefix("bytes=").split("-"))
+        return first <= offset <= last and bool(left) and left.pop()
+
+    return Fault.when(hits, Fault.flip(offset))
 
 
 def _failed_with(path: Path, number: int) -> bool:
@@ -432,7 +442,9 @@ class TestHostileListings:
         assert not [name for name in os.listdir(mounted.path) if name not in ("google",)]
 
     @pytest.mark.logs(MODEL)
-    def test_more_files_than_allowed_are_refused(self, hub: BucketHub, mount: Mount, load_format: str) -> None:
+    def test_more_files_than_allowed_are_refused(
+        self, hub: BucketHub, mount: Mount, load_format: str
+    ) -> None:
         mounted = mount(hub, load_format=load_format, max_model_files=3)
         assert error_of(lambda: os.listdir(mounted.path / MODEL)) == errno.EFBIG
 

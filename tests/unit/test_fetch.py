@@ -148,6 +148,16 @@ def test_what_is_present_at_the_start_is_not_fetched(world: World) -> None:
     assert world.ranges() == [(0, CHUNK)]
 
 
+@pytest.mark.parametrize("size", [1, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
+def test_bytes_that_are_there_are_counted(world: World, size: int) -> None:
+    remote, disk = world.open(OTHER, BODY[:size])
+    assert remote.present == 0
+    other, _ = world.open(OTHER, BODY[:size], present=[0])
+    assert other.present == min(size, CHUNK)
+    get(remote, disk, 0, size)
+    assert remote.present == size
+
+
 def test_what_many_readers_want_is_fetched_once(world: World) -> None:
     remote, disk = world.open()
     go_on = threading.Event()

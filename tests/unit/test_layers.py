@@ -35,7 +35,7 @@ ORDER = (
     "config",
     "errors",
 )
-ANYWHERE = {"version"}
+ANYWHERE = {"version", "heap"}
 #: Beside the layers: `hubfs serve` shares nothing with the mount but the words.
 SERVE_MAY_USE = {"errors", "version", "handles", "serve"}
 SERVE_IS_USED_BY = {"cli", "serve"}

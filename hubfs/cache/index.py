@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 #: A scan is followed by a pause of so many times its length: at most a twentieth of the time is spent on it.
 SCAN_PAUSE: Final = 20
+#: Seconds of such a pause at most: so long may a model be listed that is gone, on a machine that is busy.
+LONGEST_PAUSE: Final = 5.0
 #: Seconds that a status waits for the models to be counted.
 PATIENCE: Final = 0.5
 
@@ -65,7 +67,7 @@ class Index:
             # Each manifest that hubfs writes changes the directory too: a walk over a large cache must not
             # scan it anew for each model.
             end = time.monotonic()
-            self._next_scan = end + SCAN_PAUSE * (end - begin)
+            self._next_scan = end + min(SCAN_PAUSE * (end - begin), LONGEST_PAUSE)
 
     def _scan(self, present: set[str], stamp: int) -> None:
         for key in self._paths.keys() - present:

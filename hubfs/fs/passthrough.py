@@ -247,7 +247,7 @@ def _is_stacked(directory: Path) -> bool:
     """Whether a directory is on overlayfs, as in containers."""
     try:
         device = os.stat(directory).st_dev
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         # Nothing is cached, and nothing is going to be.
         return False
     wanted = f"{os.major(device)}:{os.minor(device)}"

@@ -23,6 +23,7 @@ from hubfs.config import LoadFormat, Settings
 from hubfs.errors import (
     HostileError,
     HubfsError,
+    NotFoundError,
     OfflineError,
     ProtocolError,
     RefusedError,
@@ -52,6 +53,8 @@ _MAX_LOCATION = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 #: For how long a bucket that could not be reached is passed over.
 _AVOIDED_SECONDS = 60.0
+#: Seconds within which an answer is no time-out.
+_AT_ONCE = 1.0
 _BUCKETS = 32
 #: No reason to ask for the archive instead of the files.
 _FINAL = (HostileError, TooLargeError, StoppedError, OfflineError)
@@ -110,7 +113,13 @@ class TfHub:
                     raise
                 reason = error
         log.info("%s; its archive is asked for", reason.message)
-        return self._archive(handle)
+        try:
+            return self._archive(handle)
+        except NotFoundError as error:
+            if reason.temporary:
+                # There are files, and nothing else: they can be had later.
+                raise reason from error
+            raise
 
     def _archive(self, handle: str) -> Archive:
         return probe(self._net, handle, compressed_url(handle))
@@ -122,8 +131,16 @@ class TfHub:
             avoided = load_format is LoadFormat.AUTO and time.monotonic() < self._unreachable.get(bucket, 0.0)
         if avoided:
             raise UnavailableError(f"{handle}: {place} could not be reached a moment ago")
+        began = time.monotonic()
         try:
-            return self._buckets.listing(handle, place)
+            try:
+                return self._buckets.listing(handle, place)
+            except UnavailableError as error:
+                # What failed at once may pass as soon, and an archive is much more to bring in.
+                if load_format is not LoadFormat.AUTO or time.monotonic() - began > _AT_ONCE:
+                    raise
+                log.info("%s; trying again", error.message)
+                return self._buckets.listing(handle, place)
         except UnavailableError:
             with self._lock:
                 self._unreachable[bucket] = time.monotonic() + _AVOIDED_SECONDS

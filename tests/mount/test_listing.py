@@ -304,7 +304,7 @@ class TestOnDemand:
         assert state(mounted.path / MODEL) == "complete"
         assert total_sent(hub) == SIZE
 
-    @pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index", "assets/vocab.txt"])
+    @pytest.mark.parametrize("name", ["saved_model.pb", "fingerprint.pb", "assets/vocab.txt"])
     def test_small_file_does_not_bring_in_the_rest(self, hub: BucketHub, mount: Mount, name: str) -> None:
         hub.publish(MODEL, TREE)
         mounted = mount(hub)

@@ -77,7 +77,7 @@ def complete(entry: Entry) -> bool:
 @pytest.mark.parametrize(
     ("path", "size", "expected"),
     [
-        (DATA, 10, True), ("variables/variables.index", 10, False), ("saved_model.pb", 10, False),
+        (DATA, 10, True), ("variables/variables.index", 10, True), ("saved_model.pb", 10, False),
         ("saved_model.pb", 1 << 30, False), ("assets/vocab.txt", 4 * MiB - 1, False),
         ("model.bin", 4 * MiB, True),
         ("x/saved_model.pb", 1 << 30, False), ("tfhub_module.pb", 1 << 30, False),

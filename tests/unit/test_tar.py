@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hubfs.errors import DamagedError, HostileError, TooLargeError
 from hubfs import names as names_module
+from hubfs.errors import DamagedError, HostileError, TooLargeError
 from hubfs.transfer import tar
 from hubfs.transfer.tar import Member, members
 from tests.tars import END, base256, file, gnu_long, header, padded, pax, raw_pax, record

@@ -243,7 +243,8 @@ class TestNoListing:
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", store.url)
             store.answers["/bucket?list-type=2&prefix=m%2F"] = Answer(status, b"own words")
             assert isinstance(make().locate(f"{odd.url}{MODEL}"), Archive)
-            assert [record.levelname for record in caplog.records] == ["INFO"]
+            assert {record.levelname for record in caplog.records} == {"INFO"}
+            assert len(caplog.records) == (2 if status == 500 else 1)
             with pytest.raises(HubfsError) as caught:
                 make().locate(f"{odd.url}{MODEL}", UNCOMPRESSED)
             assert caught.value.hint
@@ -272,16 +273,28 @@ class TestNoListing:
             store.answers["/bucket?list-type=2&prefix=m%2F"] = Answer(503)
             for _ in range(3):
                 assert isinstance(client.locate(f"{odd.url}{MODEL}"), Archive)
-            assert len(store.seen) == 1
+            assert len(store.seen) == 2
             # Who takes nothing else asks again, and so does everybody later.
             with pytest.raises(UnavailableError, match="HTTP 503"):
                 client.locate(f"{odd.url}{MODEL}", UNCOMPRESSED)
-            assert len(store.seen) == 2
+            assert len(store.seen) == 3
             monkeypatch.setattr(tfhub_module.time, "monotonic", lambda: sooner + 120)
             assert isinstance(client.locate(f"{odd.url}{MODEL}"), Archive)
-            assert len(store.seen) == 3
+            assert len(store.seen) == 5
         monkeypatch.delenv("STORAGE_EMULATOR_HOST")
         assert isinstance(client.locate(f"{hub.url}{MODEL}"), Listing), "another bucket"
+
+    def test_files_that_cannot_be_listed_now_are_not_missing(
+        self, odd: AnswerServer, make: Callable[..., TfHub], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where there is no archive, what is to be had later is not said to be nowhere."""
+        odd.answers[ASKED] = Answer(303, b"gs://bucket/m")
+        odd.answers[ARCHIVE] = Answer(404)
+        with AnswerServer() as store:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", store.url)
+            store.answers["/bucket?list-type=2&prefix=m%2F"] = Answer(503)
+            with pytest.raises(UnavailableError, match="HTTP 503"):
+                make().locate(f"{odd.url}{MODEL}")
 
     def test_hostile_or_too_large_listings_are_not_passed_over(
         self, hub: LocalHub, make: Callable[..., TfHub], root: Path

@@ -208,10 +208,12 @@ class Partial:
             return path in self._verified
 
     @property
-    def verified_size(self) -> int:
-        """Bytes of the files that were checked."""
+    def there(self) -> int:
+        """Bytes of the version that are there, in whole chunks."""
         with self._lock:
-            return sum(self._files[path].size for path in self._verified)
+            stored = sum(byte.bit_count() for bits in self._stored.values() for byte in bits)
+            fresh = sum(map(len, self._unstored.values()))
+        return CHUNK * (stored + fresh)
 
     def verify(self, path: str, file: RemoteFile) -> Iterator[None]:
         """Compare a file that is all there with its checksum, a step at a time.

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from hubfs.serve import LocalHub
+from tests.conftest import Mounted
 from tests.google import Google
 from tests.hub import FaultHub
 from tests.models import Tree, write_tree
-from tests.tensorflow.conftest import OrderError, TensorFlow, tree_of
+from tests.tensorflow.conftest import OrderError, TensorFlow, tree_of, until
 
 BUCKET = "tfhub-cache"
 CACHE = f"gs://{BUCKET}/cache"
@@ -97,6 +98,44 @@ def test_hub_load_puts_into_the_bucket_what_is_not_there(
     assert len(tf_hub.body_requests()) == 1
     assert reader.embed(path=handle, how="hub.load", cache=CACHE) == reader.embed(path=saved / "embed")
     assert len(tf_hub.body_requests()) == 1
+
+
+def test_hub_load_finds_what_a_mount_put_into_the_bucket(
+    google: Google,
+    reader: TensorFlow,
+    tf_hub: FaultHub,
+    saved: Path,
+    mount: Callable[..., Mounted],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handle = f"{tf_hub.url}/google/embed/1"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
+    mounted = mount(tf_hub, shared_cache=CACHE)
+    expected = reader.embed(path=saved / "embed")
+    assert reader.embed(path=mounted.path / "google/embed/1") == expected
+    until(lambda: google.get(BUCKET, f"cache/{key(handle)}.hubfs.json"), "the version in the bucket")
+    until(lambda: not google.get(BUCKET, f"cache/{key(handle)}.lock"), "the end of the lease")
+    asked = len(tf_hub.requests())
+    assert reader.embed(path=handle, how="hub.load", cache=CACHE) == expected
+    assert len(tf_hub.requests()) == asked
+
+
+def test_mount_finds_what_hub_load_put_into_the_bucket(
+    google: Google,
+    reader: TensorFlow,
+    tf_hub: FaultHub,
+    saved: Path,
+    mount: Callable[..., Mounted],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handle = f"{tf_hub.url}/google/embed/1"
+    expected = reader.embed(path=saved / "embed")
+    assert reader.embed(path=handle, how="hub.load", cache=CACHE) == expected
+    asked = len(tf_hub.requests())
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
+    mounted = mount(tf_hub, shared_cache=CACHE)
+    assert reader.embed(path=mounted.path / "google/embed/1") == expected
+    assert len(tf_hub.requests()) == asked
 
 
 def test_hub_load_follows_a_hub_into_the_bucket(

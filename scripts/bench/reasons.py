@@ -24,6 +24,17 @@ _REASONS: Final[Mapping[tuple[str, str], str]] = {
     ("metadata", "find"): _LISTINGS,
     ("load-cold", "embed"): "inflating takes 0.5 s and TensorFlow another 0.5 s, and it needs the end first",
     ("load-cold", "large"): "inflating takes 2.7 s of one core and TensorFlow another second",
+    ("stream", "cold load of large, 1007 MB, loopback, AUTO, beside rclone"): (
+        "two CPUs have 1 s of work for TensorFlow, 2 s for the daemon (the line, the disk's cache, the "
+        "kernel's questions) and some for the server; rclone keeps and checks nothing"
+    ),
+    ("stream", "cold load of large, 1007 MB, 1000 Mbit/s + 30 ms, UNCOMPRESSED, beside TensorFlow"): (
+        "what may be read ahead is bounded by the memory limit: requests of 6 MiB wait 30 ms of each 80"
+    ),
+    ("stream", "daemon killed"): (
+        "what the server had sent into the connections' buffers when the daemon was killed, while the CPUs "
+        "were busy; nothing that had been written"
+    ),
     ("transfer", "the daemon's CPU"): "download, inflating and writing overlap: more than one core is busy",
     ("transfer", "a pass over"): _CORES,
 }

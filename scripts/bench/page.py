@@ -28,9 +28,10 @@ Written by `scripts/bench/run.sh {mode}`; do not edit. To repeat it on a machine
 root it also measures what only root can have, and where the system's libfuse is too old for kernel
 passthrough, it measures that in a Debian 13 of its own (`scripts/debian13.sh`).
 
-Everything was measured on one machine beside a baseline, in turns with it. Figures are medians of {runs}
-runs, with least and greatest in brackets. **Less is better in every line**: a ratio is hubfs's time by the
-baseline's, below 1 where hubfs is faster; in its brackets are the ratios of neighbouring runs. Models:
+Everything was measured beside a baseline on the same machine, in turns with it; a column is one machine with
+one system. Figures are medians of {runs} runs, with least and greatest in brackets. **Less is better in
+every line**: a ratio is hubfs's time by the baseline's, below 1 where hubfs is faster; in its brackets are
+the ratios of neighbouring runs. Models:
 `large` is {large} of floats as trained weights have them, which deflate hardly shrinks; `embed` is {embed}
 that it makes a quarter.
 """

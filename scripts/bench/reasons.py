@@ -31,6 +31,10 @@ _REASONS: Final[Mapping[tuple[str, str], str]] = {
     ("stream", "cold load of large, 1007 MB, 1000 Mbit/s + 30 ms, UNCOMPRESSED, beside TensorFlow"): (
         "what may be read ahead is bounded by the memory limit: requests of 6 MiB wait 30 ms of each 80"
     ),
+    ("stream", "cold load of large, 1007 MB, 1000 Mbit/s + 30 ms, AUTO, beside TensorFlow"): (
+        "the line alone takes 1.5 s with requests of 8 MiB; finding the model and reading its index and its "
+        "end come before"
+    ),
     ("stream", "daemon killed"): (
         "what the server had sent into the connections' buffers when the daemon was killed, while the CPUs "
         "were busy; nothing that had been written"

@@ -28,7 +28,7 @@ from hubfs.cache.layout import Layout, LockWatch, is_present, leftovers, locked_
 from hubfs.cache.listed import Listed
 from hubfs.cache.manifest import Manifest, read_or_adopt
 from hubfs.cache.partial import BusyError
-from hubfs.cache.state import EntryState
+from hubfs.cache.state import EntryState, State
 from hubfs.cache.streamed import Streamed
 from hubfs.config import LoadFormat, Settings
 from hubfs.errors import (
@@ -310,7 +310,9 @@ class Store:
 
     def status(self) -> dict[str, Any]:
         """The parts of status.json that are about the cache."""
-        running = [entry.snapshot() for entry in self.running()]
+        # Nothing comes of a version that is only streamed but what is read just now.
+        snapshots = [entry.snapshot() for entry in self.running()]
+        running = [found for found in snapshots if found.state != State.LOCATED.value]
         models, size = self.index.totals()
         return {
             "cache": {

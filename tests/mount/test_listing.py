@@ -189,6 +189,7 @@ class TestUncompressed:
         mounted = mount(hub, load_format="uncompressed", cache_dir=places[where])
         assert read_tree(mounted.path / MODEL) == SMALL
         assert mounted.status()["cache"]["models"] == 0
+        assert mounted.status()["transfers"] == []
 
     def test_leaves_nothing_on_disk(self, hub: BucketHub, mount: Mount, tmp_path: Path) -> None:
         hub.publish(MODEL, TREE)

@@ -37,7 +37,10 @@ class LoadFormat(str, enum.Enum):
 #: The least memory to read with: less would be used up by what is on its way.
 MIN_MEMORY = 16 << 20
 
-_BUCKET = r"(?:gs|s3)://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
+#: A bucket's name, at Google and at S3, as a regular expression.
+BUCKET_NAME = "[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
+
+_BUCKET = rf"(?:gs|s3)://{BUCKET_NAME}"
 _HOST = r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::(?P<port>[0-9]{1,5}))?"
 
 

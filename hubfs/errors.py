@@ -188,3 +188,10 @@ def from_os_error(error: OSError, handle: str, doing: str) -> HubfsError:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ReadOnlyCacheError(text, hint="choose a writable directory with --cache-dir")
     return CacheError(text)
+
+
+def internal_error(error: Exception, handle: str) -> HubfsError:
+    """What readers get for a bug, which the caller logs with its traceback."""
+    return HubfsError(
+        f"{handle}: internal error: {error!r}", hint="this is a bug in hubfs; the log has details"
+    )

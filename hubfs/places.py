@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from hubfs.config import BUCKET_NAME
 from hubfs.errors import RefusedError
 
 _ARCHIVE = (".tar", ".tar.gz", ".tgz")
@@ -24,7 +25,7 @@ _KIND = r"\?(?:lite-format=tflite|tfjs-format=compressed)"
 _QUERY, _QUERIED_VERSION = re.compile(_KIND), re.compile(rf"([0-9]+){_KIND}")
 # Numbers below these are no versions: `lite-model/mobilenet/1/default/1?lite-format=tflite`.
 _KINDS = frozenset({"lite-model", "tfjs-model"})
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_BUCKET = re.compile(BUCKET_NAME)
 # What editors, shells and version control look for in any directory they pass through.
 _LITTER = re.compile(
     r"\..*|.*~|#.*#|.*\.sw[a-p]|CVS|RCS|SCCS|_darcs|_svn|lost\+found|__pycache__|node_modules|Thumbs\.db",

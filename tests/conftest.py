@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ def hub() -> Iterator[FaultHub]:
     """A hub on loopback that misbehaves on demand."""
     with FaultHub() as server:
         yield server
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Lets stalled answers go on; at the latest at the end of the test, so that no reader hangs."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 @dataclass(frozen=True)

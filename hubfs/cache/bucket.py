@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hubfs.config import Settings
 from hubfs.errors import StoppedError, TooLargeError, UnavailableError
 from hubfs.hubs.base import RemoteFile
-from hubfs.hubs.bucket import BucketFiles
+from hubfs.hubs.bucket import BucketFiles, remote_file
 from hubfs.hubs.found import Found
 from hubfs.hubs.object_store import BucketPath, ObjectStores
 
@@ -210,7 +210,7 @@ class Bucket:
             if not meta["size"] and (name in directories or name in _DIRECTORIES):
                 directories.add(name)
             else:
-                found.add(name, _remote_file(meta))
+                found.add(name, remote_file(meta))
         return found.files, directories
 
     def listed(
@@ -306,21 +306,6 @@ class Bucket:
 
 def _slashes(name: str) -> Iterable[int]:
     return (i for i, character in enumerate(name) if character == "/")
-
-
-def _remote_file(meta: ObjectMeta) -> RemoteFile:
-    return RemoteFile(
-        location=meta["path"],
-        size=meta["size"],
-        mtime=int(meta["last_modified"].timestamp()),
-        etag=meta["e_tag"],
-    )
-
-
-def md5_of(scheme: str, etag: str | None) -> bytes | None:
-    """The MD5 that an ETag is. At S3 it may be that of the encrypted bytes, and nothing tells."""
-    match = re.fullmatch('"([0-9a-f]{32})"', etag or "") if scheme == "gs" else None
-    return bytes.fromhex(match[1]) if match else None
 
 
 async def _list(store: Store, path: str, after: str | None, begin: str, most: int) -> list[ObjectMeta]:

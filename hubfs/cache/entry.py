@@ -43,8 +43,7 @@ class Entry(EntryJobs):
                 return True
             self._raise_failure()
             if not self._locating and self._transfer is None:
-                self._locating = True
-                self._submit(self._store.locators.submit, self._locate)
+                self._begin_locating()
             return None
 
         self.until(known, wait)

@@ -22,6 +22,7 @@ from hubfs.errors import (
     NotFoundError,
     StoppedError,
     from_os_error,
+    internal_error,
 )
 from hubfs.hubs.base import Listing
 
@@ -119,14 +120,18 @@ class EntryJobs(EntryState):
         if self._store.closed:
             raise StoppedError(f"{self.handle}: hubfs is being stopped")
         if self._origin is None and self._store.locates_first:
-            self._locating = True
-            self._submit(self._store.locators.submit, self._locate)
+            self._begin_locating()
             return
         store = self._store
         transfer = Transfer(self.handle, self.key, store.layout, store.net, store.settings, self)
         self._transfer = transfer
         store.note_running(self, True)
         self._submit(store.carriers.submit, self._run_transfer, transfer)
+
+    def _begin_locating(self) -> None:
+        """Find out where the version is. The lock must be held."""
+        self._locating = True
+        self._submit(self._store.locators.submit, self._locate)
 
     def _begin_listed(self) -> None:
         """See to it that files can be opened of a version that has a listing. The lock must be held."""
@@ -242,6 +247,4 @@ def expected(error: Exception, handle: str) -> HubfsError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return from_os_error(error, handle, "writing to the cache")
     log.error("%s: internal error", handle, exc_info=error)
-    return HubfsError(
-        f"{handle}: internal error: {error!r}", hint="this is a bug in hubfs; the log has details"
-    )
+    return internal_error(error, handle)

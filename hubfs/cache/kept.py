@@ -18,7 +18,7 @@ from hubfs.cache.partial import Partial
 from hubfs.cache.readable import Readable
 from hubfs.errors import AccessError, DamagedError, DiskFullError, HubfsError, StoppedError, from_os_error
 from hubfs.hubs.base import Listing
-from hubfs.transfer.fetch import Fetcher
+from hubfs.transfer.fetch import Fetcher, expected
 from hubfs.transfer.storage import Storage
 
 if TYPE_CHECKING:
@@ -253,12 +253,9 @@ class Kept(Listed):
 
     def _break(self, error: Exception) -> None:
         """Nothing more can be brought in because of an error."""
-        handle = self.listing.handle
         if isinstance(error, OSError):
-            error = from_os_error(error, handle, "writing to the cache")
-        elif not isinstance(error, HubfsError):
-            log.error("%s: internal error", handle, exc_info=error)
-            error = HubfsError(f"{handle}: internal error: {error!r}", hint="the log has details")
+            error = from_os_error(error, self.listing.handle, "writing to the cache")
+        error = expected(error, self.listing.handle)
         with self._changed:
             if self._failure is None and not isinstance(error, StoppedError):
                 self._failure = self.error = error

@@ -120,13 +120,23 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def descriptor_text(handle: str) -> str:
+    """What a descriptor says: which handle a key stands for, and who brought it in."""
+    return (
+        f"Module: {handle}\nDownload Time: {datetime.now()}\n"
+        f"Downloader Hostname: {socket.gethostname()} (PID:{os.getpid()})"
+    )
+
+
+def handle_in(descriptor: bytes) -> str | None:
+    """The handle that a descriptor names, `None` if it names none."""
+    match = re.match(rb"Module: ([^\r\n]+)", descriptor)
+    return match[1].decode("utf8", "surrogateescape") if match else None
+
+
 def write_descriptor(path: Path, handle: str) -> None:
     """Tell which handle a key stands for."""
-    write_atomically(
-        path,
-        f"Module: {handle}\nDownload Time: {datetime.now()}\n"
-        f"Downloader Hostname: {socket.gethostname()} (PID:{os.getpid()})",
-    )
+    write_atomically(path, descriptor_text(handle))
 
 
 def read_descriptor(path: Path) -> str | None:
@@ -136,8 +146,7 @@ def read_descriptor(path: Path) -> str | None:
             head = file.read(8192)
     except OSError:
         return None
-    match = re.match(rb"Module: ([^\r\n]+)", head)
-    return match[1].decode("utf8", "surrogateescape") if match else None
+    return handle_in(head)
 
 
 @dataclass(frozen=True)

@@ -156,17 +156,17 @@ class Manifest:
             if found["format"] != _FORMAT:
                 return None
             files = {
-                name: FileInfo(_number(size), _number(mtime), None if crc32 is None else _number(crc32))
+                name: FileInfo(natural(size), natural(mtime), None if crc32 is None else natural(crc32))
                 for name, (size, mtime, crc32) in found["files"].items()
             }
-            directories = {name: _number(mtime) for name, mtime in found["directories"].items()}
-            manifest = cls(str(found["handle"]), files, directories, _number(found["mtime"]))
-            return manifest, _number(found["inode"])
+            directories = {name: natural(mtime) for name, mtime in found["directories"].items()}
+            manifest = cls(str(found["handle"]), files, directories, natural(found["mtime"]))
+            return manifest, natural(found["inode"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
 
-def _number(value: object) -> int:
+def natural(value: object) -> int:
     """
     Raises:
         TypeError: it is not a number that can stand in a manifest.

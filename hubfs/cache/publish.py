@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import re
-import socket
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
-from hubfs.cache.bucket import LARGEST_COPY, Bucket, md5_of
+from hubfs.cache.bucket import LARGEST_COPY, Bucket
 from hubfs.cache.holder import Lease
+from hubfs.cache.layout import descriptor_text
 from hubfs.cache.lease import tmp_of
-from hubfs.cache.manifest import FileInfo, is_model_file
+from hubfs.cache.manifest import FileInfo, is_model_file, natural
 from hubfs.errors import DamagedError, HubfsError, StoppedError, from_os_error
 from hubfs.hubs.base import RemoteFile
+from hubfs.hubs.bucket import md5_of
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +69,8 @@ class SharedManifest:
             files = {
                 str(name): RemoteFile(
                     location="",
-                    size=_natural(file["size"]),
-                    mtime=_natural(file["mtime"]),
+                    size=natural(file["size"]),
+                    mtime=natural(file["mtime"]),
                     crc32c=_digest(file["crc32c"], 4),
                     md5=_digest(file["md5"], 16),
                 )
@@ -226,10 +224,7 @@ class Publication:
         self._compare(self._key, list(self._files))
 
     def _finish(self) -> None:
-        descriptor = (
-            f"Module: {self._handle}\nDownload Time: {datetime.now()}\n"
-            f"Downloader Hostname: {socket.gethostname()} (PID:{os.getpid()})"
-        )
+        descriptor = descriptor_text(self._handle)
         manifest = SharedManifest(self._handle, self._uploaded)
         for name, content in (
             (descriptor_of(self._key), descriptor.encode("utf-8", "surrogateescape")),
@@ -288,18 +283,6 @@ class _Reading:
     def result(self) -> RemoteFile:
         """Its size and checksums, once all of it was read."""
         return self._result
-
-
-def handle_of(descriptor: bytes) -> str | None:
-    """The handle that a descriptor names, `None` if it names none."""
-    match = re.match(rb"Module: ([^\r\n]+)", descriptor)
-    return match[1].decode("utf8", "surrogateescape") if match else None
-
-
-def _natural(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r} is not a natural number")
-    return value
 
 
 def _digest(value: object, size: int) -> bytes | None:

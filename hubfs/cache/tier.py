@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubfs.cache.bucket import Bucket, md5_of
+from hubfs.cache.bucket import Bucket
 from hubfs.cache.holder import Holder, Lease, uptime
+from hubfs.cache.layout import handle_in
 from hubfs.cache.lease import MAX_LOCK, Action, Policy, Seen, Watch, lock_of, tmp_of, token_of, uid_of
 from hubfs.cache.manifest import FileInfo, incomplete
-from hubfs.cache.publish import Publication, SharedManifest, descriptor_of, handle_of, manifest_of
+from hubfs.cache.publish import Publication, SharedManifest, descriptor_of, manifest_of
 from hubfs.config import Settings
 from hubfs.errors import (
     AccessError,
@@ -30,6 +31,7 @@ from hubfs.errors import (
     TooLargeError,
 )
 from hubfs.hubs.base import Listing, Origin, RemoteFile
+from hubfs.hubs.bucket import md5_of
 from hubfs.hubs.object_store import ObjectStores
 
 if TYPE_CHECKING:
@@ -265,7 +267,7 @@ class SharedTier:
         """
         bucket = self._bucket
         descriptor = bucket.get(handle, descriptor_of(key), _MAX_DESCRIPTOR, cancel)
-        if descriptor is None or handle_of(descriptor.content) != handle:
+        if descriptor is None or handle_in(descriptor.content) != handle:
             return None
         if not mine and bucket.get(handle, lock_of(key), MAX_LOCK, cancel) is not None:
             return None

@@ -215,24 +215,23 @@ def _files(
     for meta in listed:
         # An empty object of a directory's name is how some tools make directories.
         if meta["size"] or meta["path"] not in directories:
-            found.add(meta["path"][len(place.path) + 1 :], _remote_file(place.scheme, meta))
+            file = remote_file(meta, md5_of(place.scheme, meta["e_tag"]))
+            found.add(meta["path"][len(place.path) + 1 :], file)
     if not found.files:
         raise NotFoundError(f"{handle}: there is nothing below {place}", hint="check the spelling")
     return found.files
 
 
-def _remote_file(scheme: str, meta: ObjectMeta) -> RemoteFile:
-    etag = meta["e_tag"]
-    # At Google an ETag of this form is the MD5. At S3 it may be that of the encrypted bytes, and nothing
-    # in a listing tells.
-    digest = re.fullmatch('"([0-9a-f]{32})"', etag or "") if scheme == "gs" else None
-    return RemoteFile(
-        location=meta["path"],
-        size=meta["size"],
-        mtime=int(meta["last_modified"].timestamp()),
-        etag=etag,
-        md5=bytes.fromhex(digest[1]) if digest else None,
-    )
+def remote_file(meta: ObjectMeta, md5: bytes | None = None) -> RemoteFile:
+    """An object as a listing has it."""
+    modified = int(meta["last_modified"].timestamp())
+    return RemoteFile(meta["path"], meta["size"], modified, meta["e_tag"], md5)
+
+
+def md5_of(scheme: str, etag: str | None) -> bytes | None:
+    """The MD5 that an ETag is, at Google. At S3 it may be that of the encrypted bytes, and nothing tells."""
+    match = re.fullmatch('"([0-9a-f]{32})"', etag or "") if scheme == "gs" else None
+    return bytes.fromhex(match[1]) if match else None
 
 
 def _pages(store: GCSStore | S3Store, path: str) -> Any:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from cachetools import LRUCache
 
+from hubfs.config import BUCKET_NAME
 from hubfs.errors import (
     AccessError,
     ChangedOriginError,
@@ -88,7 +89,7 @@ class BucketPath:
         Raises:
             RefusedError: it is not `gs://bucket/path` or `s3://bucket/path`.
         """
-        match = re.fullmatch(r"(gs|s3)://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*))?", url, re.DOTALL)
+        match = re.fullmatch(rf"(gs|s3)://({BUCKET_NAME})(?:/(.*))?", url, re.DOTALL)
         path = (match[3] or "").rstrip("/") if match else ""
         if match is None or (path and any(part in ("", ".", "..") for part in path.split("/"))):
             raise RefusedError(f"{url!r} is not a path in a bucket", hint="such as gs://bucket/directory")

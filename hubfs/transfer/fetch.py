@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from hubfs.errors import DamagedError, HubfsError, StoppedError, UnavailableError, from_os_error
+from hubfs.errors import (
+    DamagedError,
+    HubfsError,
+    StoppedError,
+    UnavailableError,
+    from_os_error,
+    internal_error,
+)
 from hubfs.transfer.chunks import CHUNK, whole
 from hubfs.transfer.prefetch import BUDGET, File, Kind, Policy, Prefetch, Request, Want
 
@@ -329,7 +336,7 @@ class Fetcher:
                     if at < stop:
                         self._arrive(remote, request, at)
         except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
-            return _expected(error, handle)
+            return expected(error, handle)
         if at != stop:
             return UnavailableError(
                 f"{handle}: the hub sent {at - request.start} of {stop - request.start} bytes"
@@ -425,11 +432,9 @@ def policy(settings: Settings, budget: int = BUDGET) -> Policy:
     )
 
 
-def _expected(error: Exception, handle: str) -> HubfsError:
+def expected(error: Exception, handle: str) -> HubfsError:
     """The error for readers; a bug is logged with its traceback."""
     if isinstance(error, HubfsError):
         return error
     log.error("%s: internal error", handle, exc_info=error)
-    return HubfsError(
-        f"{handle}: internal error: {error!r}", hint="this is a bug in hubfs; the log has details"
-    )
+    return internal_error(error, handle)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,14 +27,6 @@ DATA = "variables/variables.data-00000-of-00001"
 #: For an answer that needs no network. Generous, as the stalls last until a test ends them.
 SOON = 20.0
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
-
-
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    """Ends the stalls of a test; at its end at the latest, so that no reader hangs."""
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import random
 import re
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,13 +143,6 @@ HOSTILE = {
     "a directory where a file was": (archive_with(member("saved_model.pb", tarfile.DIRTYPE)), "both a file"),
     "something below a file": (archive_with((member("saved_model.pb/x"), b"x")), "both a file"),
 }
-
-
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 @pytest.mark.logs("google/demo/1")

@@ -45,13 +45,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketHub]:
         yield hub
 
 
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY)

@@ -43,13 +43,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketHub]:
         yield hub
 
 
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 @pytest.fixture(params=["auto", "uncompressed"])
 def load_format(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,13 +64,6 @@ def large(tmp_path: Path) -> Path:
     path = tmp_path / "large.tar.gz"
     path.write_bytes(make_archive(LARGE_TREE))
     return path
-
-
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 class TestBrokenConnections:

@@ -24,14 +24,6 @@ def background() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    """Lets a stalled answer go on; at the latest at the end of the test."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 def stall_half_way(hub: FaultHub, archives: dict[str, bytes], release: threading.Event) -> int:
     """Make the next body stop half-way; returns how many bytes come before that."""
     half = len(archives["embed"]) // 2

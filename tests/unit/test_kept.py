@@ -47,13 +47,6 @@ def world(hub: BucketHub, tmp_path: Path) -> Iterator[Listed]:
         yield world
 
 
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 def partial(world: Listed, entry: Entry) -> Path:
     return world.cache / f"{entry.key}.hubfs.partial"
 

@@ -53,13 +53,6 @@ def world(hub: BucketHub, tmp_path: Path) -> Iterator[Listed]:
         yield world
 
 
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 @pytest.fixture(params=["auto", "uncompressed"])
 def entry(request: pytest.FixtureRequest, world: Listed) -> Entry:
     """An entry that brings in nothing that is not touched."""

@@ -54,13 +54,6 @@ def net(make_net: MakeNet) -> Net:
     return make_net()
 
 
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
 def located(hub: FaultHub, net: Net) -> Archive:
     return probe(net, f"{hub.url}/{PATH}", f"{hub.url}/{PATH}?tf-hub-format=compressed")
 

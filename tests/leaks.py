@@ -8,6 +8,7 @@ One that means to leave names behind says `@pytest.mark.leaves("glob")`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -49,6 +50,18 @@ def hubfs_processes(world: Path) -> set[int]:
         except OSError:
             continue
     return found
+
+
+def open_files(directory: Path) -> list[str]:
+    """Paths of files below `directory` that this process has open, one for each descriptor, sorted.
+
+    A mere count of descriptors takes in what belongs to others, as an earlier test's garbage.
+    """
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return sorted(path for path in found if path.startswith(f"{directory}/") or path == str(directory))
 
 
 def _settled(look: object, before: set[object], seconds: float = 5.0) -> set[object]:

@@ -26,6 +26,7 @@ from hubfs.transfer import archive as archive_module
 from hubfs.transfer.archive import Limits, extract
 from hubfs.transfer.inflate import inflate
 from hubfs.transfer.storage import REST, STEP, Storage
+from tests.leaks import open_files
 
 HANDLE = "https://tfhub.dev/google/model/1"
 LIMITS = Limits(max_files=1000, max_bytes=1 << 30)
@@ -113,10 +114,6 @@ def python_tar(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT, mtime: f
             info.size, info.mtime = len(content), mtime
             writer.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax"])
@@ -212,7 +209,7 @@ class TestWriting:
         }
         archive = python_tar({name: bytes(size) for name, size in sizes.items()})
         (tmp_path / "out").mkdir()
-        with no_descriptor_left(), closing(Noting()) as storage:
+        with no_descriptor_left(tmp_path), closing(Noting()) as storage:
             recorder = Recorder(tmp_path / "out")
             extract(pieces(archive, 1 << 16), tmp_path / "out", recorder, storage, LIMITS, name=HANDLE)
         growing = [(name, size // STEP) for name, size in begun if size < sizes[name]]
@@ -221,10 +218,9 @@ class TestWriting:
 
 
 @contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    before = open_descriptors()
+def no_descriptor_left(directory: Path) -> Iterator[None]:
     yield
-    assert open_descriptors() == before
+    assert open_files(directory) == []
 
 
 class Stop(Exception):
@@ -245,7 +241,7 @@ class TestErrors:
     def test_messages_begin_with_the_handle(
         self, tmp_path: Path, make: Callable[[], bytes], kind: type[HubfsError], said: str
     ) -> None:
-        with no_descriptor_left(), pytest.raises(kind, match=said) as caught:
+        with no_descriptor_left(tmp_path), pytest.raises(kind, match=said) as caught:
             unpack(make(), tmp_path / "out")
         assert type(caught.value) is kind
         assert str(caught.value).startswith(f"{HANDLE}: ")
@@ -269,7 +265,7 @@ class TestErrors:
             raise error
 
         (tmp_path / "out").mkdir()
-        with no_descriptor_left(), pytest.raises(type(error)) as caught:
+        with no_descriptor_left(tmp_path), pytest.raises(type(error)) as caught:
             unpack_from(chunks(), tmp_path / "out")
         assert caught.value is error
 
@@ -281,7 +277,7 @@ class TestErrors:
             raise Stop
 
         monkeypatch.setattr(Recorder, method, stop)
-        with no_descriptor_left(), pytest.raises(Stop):
+        with no_descriptor_left(tmp_path), pytest.raises(Stop):
             unpack(python_tar(MODEL), tmp_path / "out")
 
     def test_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,14 +285,14 @@ class TestErrors:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(archive_module.os, "write", full)
-        with no_descriptor_left(), pytest.raises(OSError, match="No space") as caught:
+        with no_descriptor_left(tmp_path), pytest.raises(OSError, match="No space") as caught:
             unpack(python_tar(MODEL), tmp_path / "out")
         assert caught.value.errno == errno.ENOSPC
 
     def test_it_does_not_overwrite(self, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out/f").symlink_to(tmp_path / "victim")
-        with no_descriptor_left(), pytest.raises(FileExistsError):
+        with no_descriptor_left(tmp_path), pytest.raises(FileExistsError):
             unpack_from([python_tar({"f": b"x"})], tmp_path / "out")
         assert not (tmp_path / "victim").exists()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from hubfs.errors import DamagedError, HubfsError
 from hubfs.transfer.chunks import CHUNK
 from tests.bucket_hub import MTIME, BucketHub
 from tests.hub import Fault
+from tests.leaks import open_files
 from tests.listed import MODEL, Listed, error_of, read, soon, until
 from tests.models import make_tree
 from tests.remote import Doubting
@@ -110,18 +109,11 @@ class TestOnDisk:
         file = entry.open(DATA, soon())
         world.hub.wait_for(lambda hub: len(hub.sent("google/many/1")) == len(many) + 1, timeout=60)
         until(lambda: len(kept(entry)._files) <= DESCRIPTORS, "files that are whole to be let go")
-        assert len([path for path in open_files() if "hubfs.partial/files" in path]) <= DESCRIPTORS + 40
+        held = [path for path in open_files(world.cache) if "hubfs.partial/files" in path]
+        assert len(held) <= DESCRIPTORS + 40
         file.close()
         release.set()
         until(lambda: complete(entry), "the version in the cache", 60)
-
-
-def open_files() -> list[str]:
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
-    return found
 
 
 class TestOrder:

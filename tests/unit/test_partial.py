@@ -21,6 +21,7 @@ from hubfs.cache.partial import BusyError, Partial, Summary, summary
 from hubfs.errors import CacheError, DamagedError
 from hubfs.hubs.base import Listing, RemoteFile
 from hubfs.transfer.chunks import CHUNK
+from tests.leaks import open_files
 
 HANDLE = "https://tfhub.dev/google/demo/1"
 BIG = "variables/variables.data-00000-of-00001"
@@ -91,10 +92,6 @@ def verify(partial: Partial, path: str) -> None:
         pass
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 class TestMap:
     def test_nothing_is_there_at_first(self, begin) -> None:
         partial = begin()
@@ -137,13 +134,13 @@ class TestMap:
 
     def test_released_file_holds_no_descriptor_and_loses_nothing(self, begin) -> None:
         partial = begin()
-        before = descriptors()
         put(partial, BIG, 3)
         put(partial, "saved_model.pb", 0)
-        assert descriptors() == before + 2
+        files = [str(partial.files_directory / path) for path in (BIG, "saved_model.pb")]
+        assert open_files(partial.files_directory) == sorted(files)
         for path in CONTENT:
             partial.release(path)
-        assert descriptors() == before
+        assert open_files(partial.files_directory) == []
         partial.close()
         again = begin()
         assert (again.present(BIG), again.present("saved_model.pb")) == ([3], [0])
@@ -400,13 +397,12 @@ class TestSummary:
 
 
 class TestDiscarding:
-    def test_leaves_nothing_and_no_descriptor(self, begin) -> None:
-        before = descriptors()
+    def test_leaves_nothing_and_no_descriptor(self, begin, tmp_path: Path) -> None:
         partial = begin()
         put(partial, BIG, 0)
         partial.discard()
         assert not partial.directory.exists()
-        assert descriptors() == before
+        assert open_files(tmp_path) == []
         assert begin().present(BIG) == []
 
     def test_new_one_in_its_place_is_guarded_by_itself(self, begin) -> None:

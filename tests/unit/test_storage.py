@@ -13,16 +13,13 @@ import pytest
 
 from hubfs.transfer import storage as storage_module
 from hubfs.transfer.storage import BACKLOG, Storage
+from tests.leaks import open_files
 
 
 @pytest.fixture
 def storage() -> Iterator[Storage]:
     with closing(Storage()) as made:
         yield made
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def make(path: Path) -> int:
@@ -46,9 +43,9 @@ def test_everything_is_stored_contents_first(
     monkeypatch.setattr(
         storage_module.os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))
     )
-    before = open_descriptors()
+    before = open_files(tmp_path)
     storage.sync(tmp_path / "model")
-    assert open_descriptors() == before
+    assert open_files(tmp_path) == before
     everything = {str(path) for path in (tmp_path / "model").rglob("*")} | {str(tmp_path / "model")}
     assert sorted(synced) == sorted(everything)
     for path in everything - {str(tmp_path / "model")}:
@@ -58,10 +55,10 @@ def test_everything_is_stored_contents_first(
 def test_error_at_the_end_is_told(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f").write_bytes(b"x")
     monkeypatch.setattr(storage_module.os, "fsync", die)
-    before = open_descriptors()
+    before = open_files(tmp_path)
     with pytest.raises(OSError, match="the disk died"):
         storage.sync(tmp_path)
-    assert open_descriptors() == before
+    assert open_files(tmp_path) == before
 
 
 def test_early_error_is_told_at_the_end(
@@ -70,11 +67,11 @@ def test_early_error_is_told_at_the_end(
     """The kernel tells it once: a later fsync of the same file may find nothing wrong."""
     descriptor = make(tmp_path / "f")
     monkeypatch.setattr(storage_module.os, "fdatasync", die)
-    before = open_descriptors()
+    before = open_files(tmp_path)
     assert storage.begin(descriptor)
     with pytest.raises(OSError, match="the disk died"):
         storage.sync(tmp_path)
-    assert open_descriptors() == before
+    assert open_files(tmp_path) == before
     os.close(descriptor)
 
 
@@ -99,14 +96,14 @@ def test_busy_disk_holds_up_nobody(storage: Storage, tmp_path: Path, monkeypatch
         synced.append(os.readlink(f"/proc/self/fd/{fd}"))
 
     monkeypatch.setattr(storage_module.os, "fdatasync", slow)
-    before = open_descriptors()
+    before = open_files(tmp_path)
     assert [storage.begin(descriptor) for _ in range(BACKLOG + 2)] == [True] * BACKLOG + [False] * 2
-    assert open_descriptors() == before + BACKLOG
+    assert open_files(tmp_path) == before * (1 + BACKLOG)
     os.close(descriptor)
     release.set()
     storage.sync(tmp_path)
     assert synced == [str(tmp_path / "f")] * BACKLOG
-    assert open_descriptors() == before - 1
+    assert open_files(tmp_path) == []
 
 
 def test_closing_leaves_out_what_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +117,7 @@ def test_closing_leaves_out_what_has_not_begun(tmp_path: Path, monkeypatch: pyte
         assert release.wait(20)
 
     monkeypatch.setattr(storage_module.os, "fdatasync", slow)
-    before, threads = open_descriptors(), threading.active_count()
+    before, threads = open_files(tmp_path), threading.active_count()
     storage = Storage()
     for _ in range(BACKLOG):
         storage.begin(descriptor)
@@ -132,6 +129,6 @@ def test_closing_leaves_out_what_has_not_begun(tmp_path: Path, monkeypatch: pyte
     release.set()
     closer.join(5)
     assert len(synced) == 1
-    assert open_descriptors() == before
+    assert open_files(tmp_path) == before
     assert threading.active_count() == threads
     os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import shutil
 import struct
@@ -24,6 +23,7 @@ from hubfs.transfer import unzip
 from hubfs.transfer.archive import Limits, extract_any
 from hubfs.transfer.storage import Storage
 from tests.kaggle import make_tar_gz
+from tests.leaks import open_files
 from tests.unit.test_archive import (
     HANDLE,
     LIMITS,
@@ -326,15 +326,11 @@ def test_errors_of_the_download_go_up(tmp_path: Path) -> None:
 
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
-    def count() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    before = count()
     unpack(GOOD, tmp_path / "good")
     for number, data in enumerate((HOSTILE["twice"], DAMAGED["wrong CRC"], DAMAGED["no end"])):
         with pytest.raises(HubfsError):
             unpack(data, tmp_path / str(number))
-    assert count() == before
+    assert open_files(tmp_path) == []
 
 
 def test_spool_is_never_somebody_elses_file(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def _after_start(store: Any, read_modes: Any, mountpoint: Path, on_ready: Callab
     _notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
     try:
         _raise_read_ahead(mountpoint)
-        store.net.prepare()
+        store.prepare()
         store.index.refresh()
         store.clean_up()
         store.index.totals()

@@ -13,18 +13,33 @@ from hubfs.net import Net
 from hubfs.transfer.fetch import Awaited
 
 
+def read(
+    source: Source,
+    handle: str,
+    file: RemoteFile,
+    start: int = 0,
+    stop: int | None = None,
+    cancel: threading.Event | None = None,
+) -> bytes:
+    """Bytes of a file, to its end if no `stop` is given."""
+    stop = file.size if stop is None else stop
+    return b"".join(source.pieces(handle, file, start, stop, cancel or threading.Event()))
+
+
 class HttpSource:
     """Ranges of what a server has below `url`, by requests of their own."""
 
-    def __init__(self, net: Net, url: str) -> None:
+    def __init__(self, net: Net, url: str, piece: int = 300_000) -> None:
+        """
+        Args:
+            piece: bytes of a piece at most.
+        """
         self._net = net
         self._url = url
-
-    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
-        return b"".join(self.pieces(handle, file, start, stop, cancel, max(1, stop - start)))
+        self._piece = piece
 
     def pieces(
-        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event
     ) -> Generator[bytes, None, None]:
         headers = {"Range": f"bytes={start}-{stop - 1}"}
         if file.etag is not None:
@@ -34,17 +49,19 @@ class HttpSource:
                 raise DamagedError(f"{handle}: it is another file than when it was listed")
             if int(response.headers["Content-Length"]) != stop - start:
                 raise UnavailableError(f"{handle}: the hub sends another range than it was asked for")
-            for at in range(start, stop, piece):
-                yield self._take(handle, response, min(piece, stop - at), cancel)
+            while start < stop:
+                data = self._take(handle, response, min(self._piece, stop - start), cancel)
+                start += len(data)
+                yield data
 
     def _take(self, handle: str, response: Any, size: int, cancel: threading.Event) -> bytes:
         try:
-            data: bytes = response.raw.read(size, decode_content=False)
+            data: bytes = response.raw.read1(size, decode_content=False)
         except Exception as error:
             if cancel.is_set():
                 raise StoppedError(f"{handle}: stopped") from error
             raise UnavailableError(f"{handle}: the connection broke: {error}") from error
-        if len(data) != size:
+        if not data:
             raise UnavailableError(f"{handle}: the hub sent less than it was asked for")
         return data
 
@@ -58,14 +75,11 @@ class Doubting:
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
-        return b"".join(self.pieces(handle, file, start, stop, cancel, max(1, stop - start)))
-
     def pieces(
-        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
-    ) -> Generator[bytes | memoryview, None, None]:
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event
+    ) -> Generator[bytes, None, None]:
         given = 0
-        for data in self._source.pieces(handle, file, start, stop, cancel, piece):
+        for data in self._source.pieces(handle, file, start, stop, cancel):
             given += len(data)
             if given == stop - start:
                 raise DamagedError(f"{handle}: it is not what was declared")
@@ -76,7 +90,7 @@ class Doubting:
 
 
 class Ragged:
-    """A source that breaks the rule for pieces: all of them are of one size.
+    """A source whose pieces are all of one size, even if that is more than was asked for.
 
     Args:
         size: bytes of a piece.
@@ -85,11 +99,8 @@ class Ragged:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
-        raise AssertionError("it is asked for pieces")
-
     def pieces(
-        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event
     ) -> Generator[bytes, None, None]:
         for _ in range(start, stop, self._size):
             yield bytes(self._size)
@@ -99,28 +110,23 @@ class Ragged:
 
 
 class Waiter:
-    """Waits as an entry does: a condition that is notified, and a look now and then."""
+    """Waits as an entry does, and counts what is told to it."""
 
     def __init__(self, longest: float = 30.0) -> None:
-        lock = threading.Lock()
-        self.changed = threading.Condition(lock)
-        self.everything = threading.Condition(lock)  # notified whether somebody waits or not
+        self.everything = threading.Condition(threading.Lock())
         self.progress = 0
-        self.notified = 0
+        self.woken = 0
         self.longest = longest
 
-    def moved(self, awaited: bool) -> None:
-        with self.changed:
+    def moved(self) -> None:
+        with self.everything:
             self.progress += 1
             self.everything.notify_all()
-            if awaited:
-                self.notified += 1
-                self.changed.notify_all()
 
     def until(self, awaited: Awaited) -> None:
         end = time.monotonic() + self.longest
-        with self.changed:
-            while not awaited.ready():
-                if time.monotonic() > end:
-                    raise StalledError("nothing came")
-                self.changed.wait(0.05)
+        while not awaited.ready():
+            if time.monotonic() > end:
+                raise StalledError("nothing came")
+            awaited.pause(0.05)
+            self.woken += awaited.woken.is_set()

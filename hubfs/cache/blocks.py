@@ -15,8 +15,9 @@ from cachetools import LRUCache
 from hubfs.cache.listed import lane_of
 from hubfs.errors import DamagedError, HubfsError
 from hubfs.transfer.chunks import CHUNK, span
-from hubfs.transfer.fetch import Awaited, Fetcher, Remote, Sink, policy
+from hubfs.transfer.fetch import Awaited, Fetcher, Remote, policy
 from hubfs.transfer.prefetch import Kind, Policy
+from hubfs.transfer.sink import Sink
 
 if TYPE_CHECKING:
     from hubfs.config import Settings
@@ -93,14 +94,16 @@ class Blocks:
                 self._arriving[file, number] = place
             return last - first
 
-    def write(self, file: MemoryFile, first: int, data: bytes | memoryview) -> None:
-        """Fill chunks for which there was made room."""
+    def write(self, file: MemoryFile, start: int, data: bytes | memoryview) -> None:
+        """Fill chunks for which there was made room, from byte `start` of the file on."""
         source = memoryview(data)
-        for number in range(first, first - (-len(data) // CHUNK)):
+        while source:
+            number, offset = divmod(start, CHUNK)
             with self._lock:
-                start = self._arriving[file, number] * CHUNK
-            part = source[(number - first) * CHUNK : (number - first + 1) * CHUNK]
-            self._view[start : start + len(part)] = part
+                at = self._arriving[file, number] * CHUNK + offset
+            part = source[: CHUNK - offset]
+            self._view[at : at + len(part)] = part
+            start, source = start + len(part), source[len(part) :]
 
     def keep(self, file: MemoryFile, first: int, last: int) -> None:
         """Chunks have come: from now on they can be read."""
@@ -214,7 +217,7 @@ class MemoryFile(Sink):
         file: RemoteFile,
         *,
         host: str = "",
-        moved: Callable[[bool], None],
+        moved: Callable[[], None],
         failed: Callable[[HubfsError], None] = lambda error: None,
     ) -> None:
         """
@@ -244,20 +247,29 @@ class MemoryFile(Sink):
         if self._spoilt:
             raise DamagedError(f"{self.remote.handle}: what came of a file was wrong; open it again")
         self.remote.read(offset, stop)
+        at = self._read_there(buffer, offset, stop)
+        if at == stop:
+            return stop - offset
+        with self.remote.waiting(at, stop) as awaited:
+            while at < stop:
+                # Chunk by chunk: nobody holds on to a block while waiting for the next.
+                with self._blocks.expecting(self, at // CHUNK):
+                    awaited.begin_with(at, min(at - at % CHUNK + CHUNK, stop))
+                    until(awaited)
+                    at = self._read_there(buffer[at - offset :], at, awaited.enough)
+                at = self._read_there(buffer[at - offset :], at, stop)
+        return stop - offset
+
+    def _read_there(self, buffer: memoryview, offset: int, stop: int) -> int:
+        """Fill `buffer` with bytes `offset` to `stop`, as far as they are there; returns up to where."""
         at = offset
         while at < stop:
             number, start = divmod(at, CHUNK)
             end = min(at - start + CHUNK, stop)
-            if self._blocks.read_into(self, number, start, buffer[at - offset : end - offset]):
-                at = end
-                continue
-            # Chunk by chunk: nobody holds on to a block while waiting for the next.
-            with self._blocks.expecting(self, number), self.remote.waiting(at, stop, enough=end) as awaited:
-                until(awaited)
-                got = self._blocks.read_into(self, number, start, buffer[at - offset : end - offset])
-            if got:
-                at = end
-        return stop - offset
+            if not self._blocks.read_into(self, number, start, buffer[at - offset : end - offset]):
+                break
+            at = end
+        return at
 
     def close(self) -> None:
         """Nobody reads it any more, and nobody will."""
@@ -276,7 +288,7 @@ class MemoryFile(Sink):
         return min((first + count) * CHUNK, stop)
 
     def write(self, start: int, data: bytes | memoryview) -> None:
-        self._blocks.write(self, start // CHUNK, data)
+        self._blocks.write(self, start, data)
 
     def kept(self, start: int, stop: int) -> None:
         self._blocks.keep(self, *span(start, stop))
@@ -288,8 +300,8 @@ class MemoryFile(Sink):
         # Somebody may be reading these blocks: no other ones take their places before `close`.
         self._spoilt = self._spoilt or start < stop
 
-    def moved(self, awaited: bool) -> None:
-        self._on_moved(awaited)
+    def moved(self) -> None:
+        self._on_moved()
 
     def failed(self, error: HubfsError) -> None:
         self._on_failed(error)
@@ -309,7 +321,7 @@ class Memory:
         listing: Listing,
         path: str,
         *,
-        moved: Callable[[bool], None],
+        moved: Callable[[], None],
         failed: Callable[[HubfsError], None],
     ) -> MemoryFile:
         """A file of a listing, for all who read it.

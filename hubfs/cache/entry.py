@@ -239,7 +239,7 @@ class Entry(EntryJobs):
             self.until(lambda: self._listed is not listed or self._manifest is not None or None, wait)
             return None
         if settings.read_ahead and is_data(inner, info.size):
-            listed.fill()
+            listed.expect(inner)
         self._note_use()
         return file
 

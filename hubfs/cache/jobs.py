@@ -62,11 +62,13 @@ class EntryJobs(EntryState):
 
     # ---- what a listed version tells (hubfs.cache.listed.Owner)
 
-    def came(self, awaited: bool) -> None:
+    def came(self) -> None:
         with self.changed:
             self._progress += 1
-            if awaited:
-                self.changed.notify_all()
+
+    def told(self) -> None:
+        with self.changed:
+            self._moved()
 
     def kept_whole(self, manifest: Manifest, directory: Path) -> None:
         self._become_complete(manifest, directory)

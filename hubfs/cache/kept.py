@@ -136,6 +136,9 @@ class Kept(Listed):
             self._changed.notify_all()
         self._owner.note_closed()
 
+    def expect(self, path: str) -> None:
+        self.fill()
+
     def fill(self, *, awaited: bool = False) -> None:
         """Bring in all of the version, the smallest files first, as soon as no other process does.
 
@@ -166,13 +169,13 @@ class Kept(Listed):
 
     # ---- what the fetcher tells, from its threads
 
-    def moved(self, file: KeptFile, awaited: bool) -> None:
+    def moved(self, file: KeptFile) -> None:
         if file.remote.complete or self.partial.unstored() >= FLUSH:
             with self._changed:
                 if file.remote.complete:
                     self._arrived(file)
                 self._changed.notify_all()
-        self._owner.came(awaited)
+        self._owner.came()
 
     def failed(self, file: KeptFile, error: HubfsError) -> None:
         if isinstance(error, StoppedError):
@@ -193,6 +196,7 @@ class Kept(Listed):
 
     def _take_back(self, file: KeptFile, error: DamagedError) -> None:
         """What the hub gave of a file was wrong, by what it said itself."""
+        file.error = error
         try:
             # First: nothing of it may be written afterwards.
             file.remote.close()
@@ -210,7 +214,7 @@ class Kept(Listed):
             self._changed.notify_all()
         for file in files:
             file.remote.stop_filling()
-        self._owner.came(True)
+        self._owner.told()
 
     # ---- within
 
@@ -385,7 +389,7 @@ class Kept(Listed):
             del self._files[file.path]
             other = self._file(file.path) if again else None
             fills = file.path in self._filling
-        self._owner.came(True)
+        self._owner.told()
         if other is None:
             raise error
         log.warning("%s; it is fetched again", error)

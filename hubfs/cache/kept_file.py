@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from hubfs.cache.listed import Owner, lane_of
 from hubfs.cache.readable import Readable, Wait, read_all
 from hubfs.errors import CacheError, HubfsError
-from hubfs.transfer.fetch import Fetcher, Remote, Sink
+from hubfs.transfer.fetch import Fetcher, Remote
+from hubfs.transfer.sink import Sink
 
 if TYPE_CHECKING:
     from hubfs.cache.kept import Kept
@@ -49,8 +50,8 @@ class KeptFile(Sink):
                 self._version.partial.remember(self.path, declared)
         self._version.partial.write(self.path, start, data)
 
-    def moved(self, awaited: bool) -> None:
-        self._version.moved(self, awaited)
+    def moved(self) -> None:
+        self._version.moved(self)
 
     def failed(self, error: HubfsError) -> None:
         self._version.failed(self, error)
@@ -87,12 +88,7 @@ class OpenKept(Readable):
         file.check()
         if not file.whole and not file.remote.read(offset, stop):
             with file.remote.waiting(offset, stop) as awaited:
-
-                def ready() -> bool | None:
-                    file.check()
-                    return awaited.ready()
-
-                self._owner.until(ready, wait)
+                self._owner.until_there(awaited, file.check, wait)
         done = read_all(self._descriptor, buffer[: stop - offset], offset)
         if done != stop - offset:
             raise CacheError(f"{self._owner.handle}: {file.path} was cut off in the cache directory")

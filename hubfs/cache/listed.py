@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from hubfs.cache.manifest import FileInfo, Manifest
@@ -19,7 +19,8 @@ from hubfs.cache.readable import Readable, Wait
 from hubfs.errors import AccessError, ChangedOriginError, HubfsError
 from hubfs.hubs.base import Listing
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from hubfs.transfer.fetch import Awaited
 
 
 class Owner(Protocol):
@@ -28,11 +29,14 @@ class Owner(Protocol):
     handle: str
     changed: threading.Condition
 
-    def until(self, ready: Callable[[], T | None], wait: Wait) -> T:
-        """Call `ready` until it gives something."""
+    def until_there(self, awaited: Awaited, check: Callable[[], None], wait: Wait) -> None:
+        """Wait for a range of a file. `check` raises if no more of it can be read."""
 
-    def came(self, awaited: bool) -> None:
-        """Something came; `awaited`: somebody waits for it, who is to look again."""
+    def came(self) -> None:
+        """Something came."""
+
+    def told(self) -> None:
+        """Who waits for the version is to look again."""
 
     def origin_failed(self, listed: Listed, error: HubfsError) -> None:
         """The listing is of no use any more: the version must be found anew."""
@@ -84,6 +88,12 @@ class Listed(ABC):
     @abstractmethod
     def close(self) -> None:
         """Bring in nothing more of it."""
+
+    @abstractmethod
+    def expect(self, path: str) -> None:
+        """Whoever opened this file is going to want the rest of the version too: bring it in before it is
+        asked for, as far as there is a place for it.
+        """
 
     @abstractmethod
     def fill(self) -> None:

@@ -116,20 +116,22 @@ class Partial:
             return sorted({n for n in range(8 * len(bits)) if _has(bits, n)} | fresh)
 
     def write(self, path: str, start: int, data: bytes | memoryview) -> None:
-        """Whole chunks of a file have come.
+        """Bytes of a file have come; with its last byte a chunk is there.
+
+        Whoever writes a chunk does so in order, from its first byte on.
 
         Raises:
             OSError: they could not be written, for example with ENOSPC.
         """
         size, view = self._files[path].size, memoryview(data)
         stop = start + len(view)
-        if start % CHUNK or (stop % CHUNK and stop != size):
-            raise ValueError(f"{path}: {start} to {stop} are not whole chunks")
         descriptor, at = self._descriptor(path), start
         while view:
             count = os.pwrite(descriptor, view, at)
             at, view = at + count, view[count:]
-        numbers = range(start // CHUNK, -(-stop // CHUNK))
+        numbers = range(start // CHUNK, -(-stop // CHUNK) if stop == size else stop // CHUNK)
+        if not numbers:
+            return
         with self._lock:
             self._unstored.setdefault(path, set()).update(numbers)
             # Without its ETag nobody could go on with it.

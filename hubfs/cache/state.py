@@ -31,6 +31,7 @@ from hubfs.hubs.base import Listing
 if TYPE_CHECKING:
     from hubfs.cache.store import Store
     from hubfs.hubs.base import Origin
+    from hubfs.transfer.fetch import Awaited
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -218,8 +219,37 @@ class EntryState:
             with self.changed:
                 self._fail(error)
 
-    def until(self, ready: Callable[[], T | None], wait: Wait) -> T:
+    def until_there(self, awaited: Awaited, check: Callable[[], None], wait: Wait) -> None:
+        """Wait for a range of a file.
+
+        Args:
+            check: raises if no more of it can be read.
+
+        Raises:
+            HubfsError: what `check` raises, or why the range cannot be had, or why the wait ended.
+        """
+
+        def ready() -> bool | None:
+            check()
+            return awaited.ready()
+
+        def pause(seconds: float) -> None:
+            # Woken alone: many read at the same time, and something comes a thousand times a second.
+            self.changed.release()
+            try:
+                awaited.pause(seconds)
+            finally:
+                self.changed.acquire()
+
+        self.until(ready, wait, pause)
+
+    def until(
+        self, ready: Callable[[], T | None], wait: Wait, pause: Callable[[float], object] | None = None
+    ) -> T:
         """Call `ready` (under the lock) until it gives something.
+
+        Args:
+            pause: waits for a change, so many seconds at most; by default for one of the entry.
 
         Raises:
             HubfsError: what `ready` raises, or why the wait ended.
@@ -244,7 +274,7 @@ class EntryState:
                             f"{self.handle}: nothing arrived for {wait.timeout:g} s",
                             hint="see `hubfs status`",
                         )
-                    self.changed.wait(POLL)
+                    (pause or self.changed.wait)(POLL)
             finally:
                 self._waiting -= 1
 

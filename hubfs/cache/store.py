@@ -347,6 +347,12 @@ class Store:
             return 0, 0
         return usage.total, usage.free
 
+    def prepare(self) -> None:
+        """Load what the first request to a hub needs, before there is one."""
+        self.net.prepare()
+        if self.settings.load_format is not LoadFormat.COMPRESSED:
+            self._buckets.prepare()
+
     def begin_close(self) -> None:
         """Let go of everybody who waits, and tell transfers to stop."""
         self.closed = True

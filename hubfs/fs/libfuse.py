@@ -28,7 +28,10 @@ _READDIR_PLUS: Final = 1 << 0
 _FILL_DIR_PLUS: Final = 1 << 1
 
 library: Final[Any] = mfusepy._libfuse
-library.fuse_interrupted.restype = ctypes.c_int
+#: The same for calls that take no time: a thread that gives up the GIL for one waits until it gets it back.
+_quick: Final[Any] = ctypes.PyDLL(library._name, handle=library._handle)
+_quick.fuse_interrupted.restype = ctypes.c_int
+_quick.fuse_get_context.restype = ctypes.POINTER(mfusepy.fuse_context)
 library.fuse_pkgversion.restype = ctypes.c_char_p
 library.fuse_get_session.restype = ctypes.c_void_p
 
@@ -172,7 +175,12 @@ def session() -> int:
 
 def caller() -> int:
     """Process id of the one whose request is answered; only within a callback."""
-    return int(library.fuse_get_context().contents.pid)
+    return int(_quick.fuse_get_context().contents.pid)
+
+
+def interrupted() -> bool:
+    """Whether the kernel wants no answer any more; only within a callback."""
+    return bool(_quick.fuse_interrupted())
 
 
 def device_of(session: int) -> int:

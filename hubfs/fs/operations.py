@@ -219,7 +219,7 @@ class Operations:
         checks = itertools.count(1)
 
         def interrupted() -> bool:
-            if libfuse.library.fuse_interrupted():
+            if libfuse.interrupted():
                 return True
             # The kernel does not pass on signals to readers whose pages are read ahead for them.
             return next(checks) % 4 == 0 and pending_signal(caller)

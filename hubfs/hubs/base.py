@@ -51,25 +51,20 @@ class RemoteFile:
 class Source(Protocol):
     """Reads ranges of a listing's files. Safe to use from many threads."""
 
-    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
-        """Bytes `start` to `stop` (exclusive) of a file; exactly so many. Tried once.
+    def pieces(
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event
+    ) -> Generator[bytes, None, None]:
+        """Bytes `start` to `stop` (exclusive) of a file, as they come: exactly so many. Tried once.
+
+        To be taken by one thread, and closed if it is left early. What was given before an error is the
+        file's, except that a `DamagedError` takes it all back. The last piece is given after all checks.
 
         Raises:
             ChangedOriginError: the file is another one than when it was listed; where `file` has an ETag,
                 than the one that had it.
             UnavailableError: it may be tried again.
-            StoppedError: `cancel` was set.
+            StoppedError: `cancel` was set. That may take as long as a connection may stand still.
             HubfsError: it cannot be read.
-        """
-
-    def pieces(
-        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
-    ) -> Generator[bytes | memoryview, None, None]:
-        """The same bytes as they come, a MiB or so at a time: multiples of `piece` bytes, except the last.
-
-        To be taken by one thread, and closed if it is left early. Raises what `read` does; what was given
-        before that is the file's, except that a `DamagedError` takes it all back. The last piece is given
-        after all checks.
         """
 
     def declared(self, file: RemoteFile) -> RemoteFile:

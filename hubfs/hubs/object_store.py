@@ -1,17 +1,20 @@
 """Clients of object stores: which endpoint, whose credentials, what deadline, and what an error means.
 
-obstore does the talking (facts in PROTOCOLS §6). It is imported when the first bucket is asked for.
+obstore does the talking (facts in PROTOCOLS §6). It is imported when the first bucket is asked for, or once
+the mount is up.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import json
+import logging
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
     from hubfs.config import Settings
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Buckets whose connections are kept.
@@ -109,6 +113,15 @@ class ObjectStores:
         self._stores: LRUCache[tuple[str, str, str | None], GCSStore | S3Store] = LRUCache(_BUCKETS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+
+    def prepare(self) -> None:
+        """Load what the first request needs, before there is one: that takes some 30 ms and 5 MB."""
+        try:
+            import asyncio  # noqa: F401
+
+            import obstore.store  # noqa: F401
+        except ImportError as error:
+            log.debug("obstore cannot be loaded: %s", error)  # whoever needs it is told
 
     def store(self, handle: str, place: BucketPath) -> GCSStore | S3Store:
         """The client of a place's bucket.
@@ -190,8 +203,6 @@ class ObjectStores:
         seconds: float | None = None,
     ) -> T:
         """The result of what was begun; it is given up if the wait is. Arguments and errors are `call`'s."""
-        from obstore import exceptions
-
         settings = self._settings
         allowed = settings.connect_timeout + settings.stall_timeout if seconds is None else seconds
         deadline = time.monotonic() + allowed
@@ -204,12 +215,26 @@ class ObjectStores:
                 raise UnavailableError(
                     f"{handle}: {place} did not come within {allowed:.0f} s", hint="try again later"
                 )
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError as error:
-            raise StoppedError(f"{handle}: hubfs is being stopped") from error
-        except (exceptions.BaseError, OSError, ValueError) as error:
-            raise _understood(error, handle, place) from error
+        with _errors(handle, place):
+            try:
+                return future.result()
+            except concurrent.futures.CancelledError as error:
+                raise StoppedError(f"{handle}: hubfs is being stopped") from error
+
+    def understanding(self, handle: str, place: BucketPath, items: Iterable[T]) -> Iterator[T]:
+        """The same items, each waited for in this thread, and errors that are understood."""
+        waiting = iter(items)
+        while True:
+            with _errors(handle, place):
+                try:
+                    item = next(waiting)
+                except StopIteration:
+                    return
+            yield item
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
 
     def shut_down(self) -> None:
         """Let nobody wait any longer."""
@@ -339,6 +364,16 @@ def _has_credentials(place: BucketPath) -> bool:
 def _plain_url(place: BucketPath) -> str:
     usual = _GOOGLE if place.scheme == "gs" else f"https://s3.{_region()}.amazonaws.com"
     return f"{_endpoint(place) or usual}/{place.bucket}/{quote(place.path)}"
+
+
+@contextmanager
+def _errors(handle: str, place: BucketPath) -> Iterator[None]:
+    from obstore import exceptions
+
+    try:
+        yield
+    except (exceptions.BaseError, OSError, ValueError) as error:
+        raise _understood(error, handle, place) from error
 
 
 def _understood(error: Exception, handle: str, place: BucketPath) -> HubfsError:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import re
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ import google_crc32c
 from hubfs.errors import ChangedOriginError, DamagedError, ProtocolError, StoppedError, UnavailableError
 from hubfs.hubs.base import RemoteFile
 from hubfs.hubs.checksums import declared_digests
-from hubfs.hubs.pieces import USUAL, cut
+from hubfs.hubs.flow import watched
 from hubfs.net import Net, Route, content_length, strong_etag
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 #: Bytes taken from a connection at once. Between two of them a reader that was stopped is let go.
 _BLOCK = 256 << 10
-#: Slower than this over `stall_timeout`, a connection counts as stalled. In bytes per second.
-_SLOWEST = 1024
 #: Where the server gives the whole instead of a range, so much of it is read past at most.
 _MAX_SKIP = 64 << 20
 
@@ -64,13 +61,9 @@ class UrlFiles:
         with self._lock:
             return self._declared.get(file.location, file)
 
-    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
-        """See `Source.read`."""
-        return b"".join(self.pieces(handle, file, start, stop, cancel, max(1, stop - start)))
-
     def pieces(
-        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
-    ) -> Generator[bytes | memoryview, None, None]:
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event
+    ) -> Generator[bytes, None, None]:
         """See `Source.pieces`. A whole file is checked against the server's checksum, if it gives one."""
         if start >= stop:
             return
@@ -83,7 +76,7 @@ class UrlFiles:
             body.skip(skip)
             check = _Check(self.declared(file)) if (start, stop) == (0, file.size) else None
             left = stop - start
-            for data in cut(body.pieces(left), -(-USUAL // piece) * piece):
+            for data in body.pieces(left):
                 left -= len(data)
                 if check is not None:
                     check.update(data)
@@ -93,10 +86,7 @@ class UrlFiles:
                         raise _changed(handle, file, "the server sends more bytes than there are")
                     if check is not None:
                         check.finish(handle)
-                    yield data
-                elif whole := len(data) // piece * piece:
-                    # The last one before an early end is of any size.
-                    yield data[:whole]
+                yield data
             if left:
                 raise UnavailableError(
                     f"{handle}: the server sent {stop - start - left} of {stop - start} bytes",
@@ -182,12 +172,16 @@ class Body:
             UnavailableError: the connection broke or is too slow.
             StoppedError: `cancel` was set meanwhile.
         """
+        return watched(self._pieces(count), self._handle, self._check, self._stall_timeout)
+
+    def _check(self) -> None:
+        if self._cancel.is_set():
+            raise StoppedError(f"{self._handle}: the transfer was stopped")
+
+    def _pieces(self, count: int) -> Iterator[bytes]:
         import urllib3
 
-        window, came = time.monotonic(), 0
         while count:
-            if self._cancel.is_set():
-                raise StoppedError(f"{self._handle}: the transfer was stopped")
             try:
                 piece: bytes = self._raw.read1(min(count, _BLOCK), decode_content=False)
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
@@ -197,15 +191,7 @@ class Body:
             if not piece:
                 return
             count -= len(piece)
-            came += len(piece)
             yield piece
-            elapsed = time.monotonic() - window
-            if elapsed >= self._stall_timeout:
-                if came < _SLOWEST * elapsed:
-                    raise UnavailableError(
-                        f"{self._handle}: less than {_SLOWEST} bytes a second come from the server"
-                    )
-                window, came = time.monotonic(), 0
 
 
 class _Check:
@@ -218,9 +204,9 @@ class _Check:
         if file.crc32c is None and file.md5 is not None:
             self._md5 = hashlib.md5(usedforsecurity=False)
 
-    def update(self, data: bytes | memoryview) -> None:
+    def update(self, data: bytes) -> None:
         if self._file.crc32c is not None:
-            self._crc32c = google_crc32c.extend(self._crc32c, bytes(data))
+            self._crc32c = google_crc32c.extend(self._crc32c, data)
         elif self._md5 is not None:
             self._md5.update(data)
 

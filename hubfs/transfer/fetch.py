@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hubfs.errors import (
     DamagedError,
@@ -19,71 +19,47 @@ from hubfs.errors import (
     internal_error,
 )
 from hubfs.transfer.chunks import CHUNK, whole
-from hubfs.transfer.prefetch import BUDGET, File, Kind, Policy, Prefetch, Request, Want
+from hubfs.transfer.prefetch import BUDGET, File, Policy, Prefetch, Request, Want
+from hubfs.transfer.sink import Sink
 
 if TYPE_CHECKING:
     from hubfs.config import Settings
     from hubfs.hubs.base import RemoteFile, Source
 
 log = logging.getLogger(__name__)
+#: Bytes of a request that come before it is said, if nobody waits for fewer: it takes time. And a request
+#: of no more than this is given to nobody before all checks of its source.
+_NEWS: Final = 1 << 20
 #: Changes something; False if there cannot be anything to send because of that.
 _Change = Callable[[Prefetch, float], bool | None]
-
-
-class Sink:
-    """Where a file's bytes go. Ranges are whole chunks, but for the end of the file.
-
-    `room`, `kept`, `dropped` and `lost` are called while the fetcher decides: they must not wait, nor call
-    it.
-    """
-
-    def room(self, start: int, stop: int, kind: Kind) -> int:
-        """Make room for a range that is going to be asked for; returns up to where there is some."""
-        return stop
-
-    def write(self, start: int, data: bytes | memoryview) -> None:
-        """The bytes have come. Not called any more once `Remote.close` has returned.
-
-        Raises:
-            OSError, HubfsError: they cannot be kept.
-        """
-        raise NotImplementedError
-
-    def kept(self, start: int, stop: int) -> None:
-        """From now on readers are told that the range is there."""
-
-    def dropped(self, start: int, stop: int) -> None:
-        """A range could not be had: its room is not needed. Each further attempt asks for room anew."""
-
-    def lost(self, start: int, stop: int) -> None:
-        """A range of which readers were told that it is there turned out to be wrong. `failed` follows."""
-
-    def moved(self, awaited: bool) -> None:
-        """Something came or failed. `awaited`: somebody waits for it, who is to look again.
-
-        May be called once more after `Remote.close`, as `failed` may.
-        """
-
-    def failed(self, error: HubfsError) -> None:
-        """A range was given up; whoever waits for it is told as well. Called before `moved`."""
 
 
 class Awaited:
     """Somebody waits for a range (`Remote.waiting`)."""
 
-    def __init__(self, remote: Remote, want: Want, enough: int) -> None:
+    def __init__(self, remote: Remote, want: Want) -> None:
         self.want = want
-        self.enough = enough
-        self.error: HubfsError | None = None  # protected by the fetcher's lock
+        # All of them protected by the fetcher's lock.
+        self.enough = want.stop
+        self.error: HubfsError | None = None
+        self.woken = threading.Event()
         self._remote = remote
 
+    def begin_with(self, start: int, stop: int) -> None:
+        """From now on these bytes are enough to be ready; those before them were read."""
+        self._remote._begin_with(self, start, stop)
+
     def ready(self) -> bool | None:
-        """True once the bytes are there, `None` before: to be looked at after each `Sink.moved`.
+        """True once the bytes are there, `None` before: to be looked at now and after each `pause`.
 
         Raises:
             HubfsError: they could not be had. To wait anew is to try anew.
         """
         return self._remote._ready(self)
+
+    def pause(self, seconds: float) -> None:
+        """Returns when it may be ready, at the latest after so many seconds."""
+        self.woken.wait(seconds)
 
 
 class Remote:
@@ -123,23 +99,29 @@ class Remote:
         return min(self.file.size, whole(self.file.size) - self.state.missing * CHUNK)
 
     def read(self, start: int, stop: int) -> bool:
-        """Somebody reads a range: what comes next is read ahead. Returns whether the range is there."""
+        """Somebody reads a range: what comes next is read ahead. Returns whether the range is there.
+
+        If it is not, nothing is asked for before `waiting`: what is read ahead would take the connections.
+        """
+
+        def begin(machine: Prefetch, now: float) -> bool:
+            return machine.read(self.state, start, stop, now) and self.has(start, stop)
+
         if self.state.missing and not self.cancel.is_set():
-            self._fetcher._run_all(
-                self._while_open(lambda machine, now: machine.read(self.state, start, stop, now))
-            )
+            self._fetcher._run_all(self._while_open(begin))
         return self.has(start, stop)
 
-    @contextmanager
-    def waiting(self, start: int, stop: int, enough: int | None = None) -> Iterator[Awaited]:
-        """Ask for a range for the length of a `with` block, before all that is only read ahead.
+    def expect(self, start: int, size: int) -> None:
+        """Somebody is going to read it from `start` on: so many bytes are read ahead."""
+        self._fetcher._run_all(
+            self._while_open(lambda machine, now: machine.expect(self.state, start, size, now))
+        )
 
-        Args:
-            enough: up to where it must be there for `Awaited.ready`; `stop` if not given.
-        """
-        stop = min(stop, self.file.size)
-        want = Want(self.state, start, stop)
-        awaited = Awaited(self, want, stop if enough is None else min(enough, stop))
+    @contextmanager
+    def waiting(self, start: int, stop: int) -> Iterator[Awaited]:
+        """Ask for a range for the length of a `with` block, before all that is only read ahead."""
+        want = Want(self.state, start, min(stop, self.file.size))
+        awaited = Awaited(self, want)
 
         def begin(machine: Prefetch, now: float) -> None:
             self.awaited.append(awaited)
@@ -194,8 +176,13 @@ class Remote:
         # Closed under the same lock: the machine must not come to know a file again that was removed.
         return lambda machine, now: None if self.cancel.is_set() else change(machine, now)
 
+    def _begin_with(self, awaited: Awaited, start: int, stop: int) -> None:
+        with self._fetcher._lock:
+            awaited.want.start, awaited.enough = start, stop
+
     def _ready(self, awaited: Awaited) -> bool | None:
         with self._fetcher._lock:
+            awaited.woken.clear()
             if self.state.has(awaited.want.start, awaited.enough):
                 return True
             if self.cancel.is_set():
@@ -320,28 +307,28 @@ class Fetcher:
     def _fetch(self, remote: Remote, request: Request) -> HubfsError | None:
         """Bring a range to its sink, piece by piece; returns why that failed."""
         handle, at, stop = remote.handle, request.start, request.stop
+        failure: HubfsError | None = None
         try:
-            pieces = remote.source.pieces(handle, remote.file, at, stop, remote.cancel, CHUNK)
-            with closing(pieces):
+            with closing(remote.source.pieces(handle, remote.file, at, stop, remote.cancel)) as pieces:
                 for data in pieces:
-                    end = at + len(data)
-                    if end > stop or (end < stop and len(data) % CHUNK):
-                        return HubfsError(
-                            f"{handle}: pieces that are not whole chunks, up to {end} of {stop}"
-                        )
-                    error = self._write(remote, at, data)
-                    if error is not None:
-                        return error
-                    at = end
-                    if at < stop:
-                        self._arrive(remote, request, at)
+                    if at + len(data) > stop:
+                        failure = HubfsError(f"{handle}: more bytes than were asked for, {at} to {stop}")
+                    else:
+                        failure = self._write(remote, at, data)
+                    if failure is not None:
+                        break
+                    at += len(data)
+                    if at < stop and stop - request.start > _NEWS:
+                        self._arrive(remote, request, at, _NEWS)
         except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
-            return expected(error, handle)
-        if at != stop:
-            return UnavailableError(
+            failure = expected(error, handle)
+        if failure is None and at != stop:
+            failure = UnavailableError(
                 f"{handle}: the hub sent {at - request.start} of {stop - request.start} bytes"
             )
-        return None
+        if failure is not None and not isinstance(failure, DamagedError):
+            self._arrive(remote, request, at, CHUNK)
+        return failure
 
     def _write(self, remote: Remote, start: int, data: bytes | memoryview) -> HubfsError | None:
         with self._lock:
@@ -358,17 +345,21 @@ class Fetcher:
                 self._settled.notify_all()
         return None
 
-    def _arrive(self, remote: Remote, request: Request, upto: int) -> None:
-        """A piece of a request is there, and is not the last one."""
+    def _arrive(self, remote: Remote, request: Request, upto: int, least: int) -> None:
+        """Some of a request's chunks are there: `least` bytes at least, or somebody waits for no more."""
+        upto -= upto % CHUNK
         with self._lock:
-            if request.file not in self._remotes:
+            enough = upto - request.at >= least or any(
+                request.at < each.enough <= upto for each in remote.awaited
+            )
+            if not enough or request.file not in self._remotes:
                 return
             start = request.at
             remote.sink.kept(start, upto)
             remote.received += upto - start
             self._machine.arrived(request, upto)
-            awaited = any(each.want.start < upto and start < each.want.stop for each in remote.awaited)
-        remote.sink.moved(awaited)
+            self._wake_ready(remote)
+        remote.sink.moved()
 
     def _land(
         self, remote: Remote, request: Request, error: HubfsError | None
@@ -395,21 +386,29 @@ class Fetcher:
                     factor=random.uniform(0.75, 1.25),
                 )  # fmt: skip
                 remote.sink.dropped(start, stop)
-            awaited = [each for each in remote.awaited if each.want.touches(request)]
             if given_up:
-                for each in awaited:
-                    each.error = error
+                for each in remote.awaited:
+                    if each.want.touches(request):
+                        each.error = error
+            self._wake_ready(remote)
             taken = self._take()
         if error is not None and not isinstance(error, StoppedError):
             log.log(logging.DEBUG if given_up else logging.INFO, "%s (%d to %d)", error, start, stop)
             if given_up:
                 remote.sink.failed(error)
-        remote.sink.moved(bool(awaited) and (given_up or error is None))
+        remote.sink.moved()
         return taken
+
+    def _wake_ready(self, remote: Remote) -> None:
+        """Let those who wait for a file look again, if it is of use to them. The lock must be held."""
+        for each in remote.awaited:
+            if each.error is not None or remote.cancel.is_set() or remote.has(each.want.start, each.enough):
+                each.woken.set()
 
     def _remove(self, remote: Remote) -> None:
         with self._lock:
             remote.cancel.set()
+            self._wake_ready(remote)
             if self._remotes.pop(remote.state, None) is not None:
                 self._machine.remove(remote.state)
             while remote.writing:

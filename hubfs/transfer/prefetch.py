@@ -210,6 +210,12 @@ class Prefetch:
         self._files[file] = None
         return True
 
+    def expect(self, file: File, start: int, size: int, now: float) -> None:
+        """Somebody is going to read a file from `start` on: so many bytes are read ahead."""
+        if not any(cursor.position == start for cursor in file.cursors):
+            file.cursors = [Cursor(start, size // 4, now), *file.cursors[-CURSORS + 1 :]]
+            self._files[file] = None
+
     def want(self, file: File, start: int, stop: int) -> Want:
         """Somebody waits for a range, until `unwant`."""
         want = Want(file, start, min(stop, file.size))

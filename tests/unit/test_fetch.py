@@ -22,8 +22,9 @@ from hubfs.errors import (
 from hubfs.hubs.base import RemoteFile
 from hubfs.net import Net
 from hubfs.transfer.chunks import CHUNK
-from hubfs.transfer.fetch import Fetcher, Remote, Sink, policy
+from hubfs.transfer.fetch import Fetcher, Remote, policy
 from hubfs.transfer.prefetch import FIRST
+from hubfs.transfer.sink import Sink
 from tests.hub import Fault, FaultHub
 from tests.remote import Doubting, HttpSource, Ragged, Waiter
 
@@ -35,9 +36,11 @@ HANDLE = "https://hub.example/google/m/1"
 
 
 class Disk(Sink):
-    """A file and how often each chunk of it was written."""
+    """A file and how often each chunk of it was written to its end."""
 
     def __init__(self, path: Path, size: int) -> None:
+        self.size = size
+        self.lock = threading.Lock()
         self.waiter = Waiter()
         self.times: dict[int, int] = {}
         self.errors: list[HubfsError] = []
@@ -47,20 +50,21 @@ class Disk(Sink):
 
     def write(self, start: int, data: bytes | memoryview) -> None:
         self.before_write()
-        with self.waiter.changed:
+        with self.lock:
             self._file.seek(start)
             self._file.write(data)
-            for number in range(start // CHUNK, -(-(start + len(data)) // CHUNK)):
+            stop = start + len(data)
+            for number in range(start // CHUNK, -(-stop // CHUNK) if stop == self.size else stop // CHUNK):
                 self.times[number] = self.times.get(number, 0) + 1
 
-    def moved(self, awaited: bool) -> None:
-        self.waiter.moved(awaited)
+    def moved(self) -> None:
+        self.waiter.moved()
 
     def failed(self, error: HubfsError) -> None:
         self.errors.append(error)
 
     def read(self, start: int, stop: int) -> bytes:
-        with self.waiter.changed:
+        with self.lock:
             self._file.seek(start)
             return self._file.read(stop - start)
 
@@ -119,7 +123,7 @@ def get(remote: Remote, disk: Disk, start: int, stop: int) -> bytes:
 
 
 def until(disk: Disk, true: Callable[[], bool]) -> None:
-    with disk.waiter.changed:
+    with disk.waiter.everything:
         assert disk.waiter.everything.wait_for(true, 30)
 
 
@@ -193,7 +197,6 @@ def test_filling_brings_in_all_without_a_reader(world: World) -> None:
     until(disk, lambda: remote.complete)
     until(other_disk, lambda: other.complete)
     assert disk.read(0, len(BODY)) == BODY and other_disk.read(0, 1000) == BODY[:1000]
-    assert disk.waiter.notified == 0  # nobody was waiting
 
 
 def test_demand_is_served_while_filling_goes_on(world: World) -> None:
@@ -319,12 +322,18 @@ class TestPieces:
         assert get(remote, disk, 8 * MiB, 10 * MiB) == BODY[8 * MiB : 10 * MiB]
         assert len(world.ranges()) == 2
 
-    @pytest.mark.parametrize("size", [CHUNK - 1, CHUNK + 1, 5 * MiB])
-    def test_that_are_no_whole_chunks_are_never_taken_for_some(self, world: World, size: int) -> None:
+    @pytest.mark.parametrize("size", [1000, CHUNK - 1, CHUNK, CHUNK + 1, 5 * MiB])
+    def test_may_be_of_any_size(self, world: World, size: int) -> None:
+        remote, disk = world.open()
+        remote.source = HttpSource(world.net, world.hub.url, size)
+        assert get(remote, disk, 8 * MiB, len(BODY)) == BODY[8 * MiB :]
+        assert set(disk.times.values()) == {1}
+
+    def test_are_not_taken_if_they_are_more_than_was_asked_for(self, world: World) -> None:
         remote, disk = world.open()
         source = remote.source
-        remote.source = Ragged(size)
-        with pytest.raises(HubfsError, match="not whole chunks"):
+        remote.source = Ragged(5 * MiB)
+        with pytest.raises(HubfsError, match="more bytes than were asked for"):
             get(remote, disk, 8 * MiB, 12 * MiB)
         assert not remote.has(8 * MiB, 8 * MiB + 1)
         remote.source = source
@@ -344,14 +353,14 @@ class TestPieces:
         remote, disk = world.open()
 
         def full() -> None:
-            if len(disk.times) == 2 * MiB // CHUNK:
+            if len(disk.times) >= 2 * MiB // CHUNK:
                 raise OSError(28, "No space left on device")
 
         disk.before_write = full
         with pytest.raises(DiskFullError):
             get(remote, disk, 8 * MiB, 12 * MiB)
         assert disk.read(8 * MiB, 10 * MiB) == BODY[8 * MiB : 10 * MiB]
-        assert remote.has(8 * MiB, 10 * MiB) and not remote.has(10 * MiB, 10 * MiB + 1)
+        assert remote.has(8 * MiB, 10 * MiB) and not remote.has(8 * MiB, 11 * MiB)
 
     def test_that_come_after_the_end_are_not_written(self, world: World) -> None:
         remote, disk = world.open()

@@ -35,11 +35,8 @@ CONTENT = {
 class NoSource:
     """A partial version never asks for anything itself."""
 
-    def read(self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event) -> bytes:
-        raise AssertionError("it was asked for bytes")
-
     def pieces(
-        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event, piece: int
+        self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event
     ) -> Generator[bytes, None, None]:
         raise AssertionError("it was asked for bytes")
 
@@ -108,10 +105,18 @@ class TestMap:
         assert partial.present(BIG) == sorted({*flushed, *fresh})
         assert partial.present("saved_model.pb") == []
 
-    @pytest.mark.parametrize(("start", "size"), [(1, CHUNK), (0, CHUNK - 1), (0, CHUNK + 1), (CHUNK, 5)])
-    def test_parts_of_chunks_are_refused(self, begin, start: int, size: int) -> None:
-        with pytest.raises(ValueError, match="whole chunks"):
-            begin().write(BIG, start, bytes(size))
+    @pytest.mark.parametrize("size", [1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+    def test_chunk_is_there_with_its_last_byte(self, begin, size: int) -> None:
+        data, step = CONTENT[BIG][CHUNK:], size if size > 1 else CHUNK - 1
+        partial = begin()
+        for start in range(0, len(data), step):
+            partial.write(BIG, CHUNK + start, data[start : start + step])
+            came = CHUNK + min(start + step, len(data))
+            whole = -(-came // CHUNK) if came == len(CONTENT[BIG]) else came // CHUNK
+            assert partial.present(BIG) == list(range(1, whole))
+        assert read(partial, BIG, CHUNK) == data
+        partial.close()
+        assert begin().present(BIG) == chunks()[1:]
 
     def test_file_has_its_size_and_hardly_any_blocks(self, begin) -> None:
         partial = begin()

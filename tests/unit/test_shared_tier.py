@@ -35,6 +35,7 @@ from hubfs.hubs.object_store import ObjectStores
 from tests.google import Google
 from tests.models import make_tree, write_tree
 from tests.moto_s3 import BUCKET, MotoS3, Request
+from tests.remote import read
 
 HANDLE = "https://tfhub.dev/google/bert/9"
 KEY = hashlib.sha1(HANDLE.encode()).hexdigest()
@@ -150,9 +151,7 @@ def leased(tier: SharedTier) -> Lease:
 
 def contents(listing: Listing | None) -> dict[str, bytes]:
     assert listing is not None
-    return {
-        name: listing.source.read(HANDLE, file, 0, file.size, NEVER) for name, file in listing.files.items()
-    }
+    return {name: read(listing.source, HANDLE, file) for name, file in listing.files.items()}
 
 
 def fail() -> Any:

@@ -32,6 +32,7 @@ from hubfs.hubs.bucket import Buckets
 from hubfs.hubs.tfhub import TfHub
 from hubfs.net import Net
 from hubfs.serve import LocalHub, RequestRecord
+from tests import remote
 from tests.answers import Answer, AnswerServer, own_authority
 from tests.models import make_tree, write_tree
 
@@ -90,10 +91,7 @@ def listing(origin: Origin) -> Listing:
 
 
 def contents(origin: Listing) -> dict[str, bytes]:
-    return {
-        name: origin.source.read(origin.handle, file, 0, file.size, NEVER)
-        for name, file in origin.files.items()
-    }
+    return {name: remote.read(origin.source, origin.handle, file) for name, file in origin.files.items()}
 
 
 class TestOwnBucket:
@@ -356,7 +354,7 @@ class TestOtherKinds:
             assert (file.size, file.md5) == (len(self.FILE), hashlib.md5(self.FILE).digest())
             assert file.crc32c is not None
             assert file.mtime == int((lite / "some name.tflite").stat().st_mtime)
-            part = origin.source.read("h", file, 1000, 1010, NEVER)
+            part = remote.read(origin.source, "h", file, 1000, 1010)
             assert part == self.FILE[1000:1010]
         assert origin.source.declared(file) == file
 

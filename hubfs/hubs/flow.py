@@ -1,0 +1,39 @@
+"""What watches over bytes that come from a server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from hubfs.errors import UnavailableError
+
+#: Slower than this over the stall timeout, a connection counts as stalled. In bytes per second.
+_SLOWEST: Final = 1024
+
+
+def watched(
+    pieces: Iterable[bytes], handle: str, check: Callable[[], None], stall_timeout: float
+) -> Iterator[bytes]:
+    """The same pieces.
+
+    Args:
+        pieces: each comes, or fails, within `stall_timeout` seconds by itself.
+        check: called before each is given; raises if no more are wanted.
+
+    Raises:
+        UnavailableError: they come too slowly.
+    """
+    window, came = time.monotonic(), 0
+    for piece in pieces:
+        check()
+        came += len(piece)
+        yield piece
+        elapsed = time.monotonic() - window
+        if elapsed >= stall_timeout:
+            if came < _SLOWEST * elapsed:
+                raise UnavailableError(
+                    f"{handle}: less than {_SLOWEST} bytes a second come from the server",
+                    hint="try again later",
+                )
+            window, came = time.monotonic(), 0

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from hubfs.hubs.base import RemoteFile, Source
 
 log = logging.getLogger(__name__)
-#: Bytes of a request that come before it is said, if nobody waits for fewer: it takes time. And a request
-#: of no more than this is given to nobody before all checks of its source.
-_NEWS: Final = 1 << 20
+#: Requests of no more bytes are given to nobody before all checks of their source.
+_CHECKED: Final = 1 << 20
 #: Changes something; False if there cannot be anything to send because of that.
 _Change = Callable[[Prefetch, float], bool | None]
 
@@ -318,8 +317,8 @@ class Fetcher:
                     if failure is not None:
                         break
                     at += len(data)
-                    if at < stop and stop - request.start > _NEWS:
-                        self._arrive(remote, request, at, _NEWS)
+                    if at < stop and stop - request.start > _CHECKED:
+                        self._arrive(remote, request, at)
         except Exception as error:  # noqa: BLE001 - readers wait for an answer, whatever happens
             failure = expected(error, handle)
         if failure is None and at != stop:
@@ -327,7 +326,7 @@ class Fetcher:
                 f"{handle}: the hub sent {at - request.start} of {stop - request.start} bytes"
             )
         if failure is not None and not isinstance(failure, DamagedError):
-            self._arrive(remote, request, at, CHUNK)
+            self._arrive(remote, request, at)
         return failure
 
     def _write(self, remote: Remote, start: int, data: bytes | memoryview) -> HubfsError | None:
@@ -345,14 +344,13 @@ class Fetcher:
                 self._settled.notify_all()
         return None
 
-    def _arrive(self, remote: Remote, request: Request, upto: int, least: int) -> None:
-        """Some of a request's chunks are there: `least` bytes at least, or somebody waits for no more."""
+    def _arrive(self, remote: Remote, request: Request, upto: int) -> None:
+        """Some of a request's bytes are there; readers are told of whole chunks."""
         upto -= upto % CHUNK
+        if upto <= request.at:
+            return
         with self._lock:
-            enough = upto - request.at >= least or any(
-                request.at < each.enough <= upto for each in remote.awaited
-            )
-            if not enough or request.file not in self._remotes:
+            if request.file not in self._remotes:
                 return
             start = request.at
             remote.sink.kept(start, upto)
@@ -386,16 +384,19 @@ class Fetcher:
                     factor=random.uniform(0.75, 1.25),
                 )  # fmt: skip
                 remote.sink.dropped(start, stop)
-            if given_up:
-                for each in remote.awaited:
-                    if each.want.touches(request):
-                        each.error = error
+            hit = [each for each in remote.awaited if given_up and each.want.touches(request)]
             self._wake_ready(remote)
             taken = self._take()
         if error is not None and not isinstance(error, StoppedError):
             log.log(logging.DEBUG if given_up else logging.INFO, "%s (%d to %d)", error, start, stop)
             if given_up:
                 remote.sink.failed(error)
+        if hit:
+            # Not before: who is told asks anew at once, of what `failed` put in order.
+            with self._lock:
+                for each in hit:
+                    each.error = error
+                self._wake_ready(remote)
         remote.sink.moved()
         return taken
 

@@ -29,10 +29,10 @@ LARGEST: Final = 8 << 20
 REQUEST_SECONDS: Final = 0.5
 #: A jump of so many bytes, forward or backward, belongs to the run.
 JUMP: Final = 8 << 20
-#: Bytes that are read ahead at most, over all readers: DEPTH requests for each of 8 connections.
+#: Bytes that are read ahead at most, over all readers.
 BUDGET: Final = 128 << 20
-#: Requests that are read ahead for each connection: all are busy while the reader waits for the first one.
-DEPTH: Final = 2
+#: Requests that are read ahead for each connection: all are busy while the reader waits for the first ones.
+DEPTH: Final = 1.5
 #: Cursors of a file at most. The one that was used last stays.
 CURSORS: Final = 16
 #: A cursor that did not move for so many seconds is given no part of the budget.
@@ -368,7 +368,7 @@ class Prefetch:
     def _ahead(self, now: float) -> Request | None:
         best: tuple[int, Request] | None = None
         windows = self._windows(now)
-        parts = max(DEPTH, DEPTH * self.policy.connections // max(1, len(windows)))
+        parts = max(2, int(DEPTH * self.policy.connections / max(1, len(windows))))
         for window, cursor, file in windows:
             lane = self._lane(file)
             if lane.busy >= self.policy.connections or lane.rest > now or window < FIRST:

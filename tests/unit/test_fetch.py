@@ -189,6 +189,36 @@ def test_several_connections_are_used_and_no_more_than_allowed(world: World) -> 
     assert disk.read(0, len(BODY)) == BODY
 
 
+def test_what_is_wanted_now_is_asked_for_before_what_comes_next(world: World) -> None:
+    """What is read ahead could take all connections, and keep the reader waiting for their answers."""
+    remote, disk = world.open()
+    go_on = threading.Event()
+    world.hub.fault(PATH, Fault.hang(go_on, times=None))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(get, remote, disk, 0, MiB)
+        world.hub.wait_for(lambda hub: len(hub.requests(PATH)) == 4)
+        assert world.ranges()[0][0] == 0
+        go_on.set()
+        assert reading.result() == BODY[:MiB]
+
+
+def test_who_waits_is_woken_by_what_he_waits_for_only(world: World) -> None:
+    remote, disk = world.open()
+    go_on = threading.Event()
+    with remote.waiting(0, 10) as one:
+        disk.waiter.until(one)
+        world.hub.fault(PATH, Fault.hang(go_on, times=None))
+        with remote.waiting(8 * MiB, 8 * MiB + 10) as two, remote.waiting(16 * MiB, 16 * MiB + 10) as three:
+            assert two.ready() is None and three.ready() is None
+            world.hub.wait_for(lambda hub: len(hub.requests(PATH)) == 3)
+            other, other_disk = world.open(OTHER, BODY[:1000])
+            get(other, other_disk, 0, 10)
+            assert not two.woken.is_set() and not three.woken.is_set()
+            remote.close()
+            assert two.woken.is_set() and three.woken.is_set()
+            go_on.set()
+
+
 def test_filling_brings_in_all_without_a_reader(world: World) -> None:
     remote, disk = world.open()
     other, other_disk = world.open(OTHER, BODY[:1000])

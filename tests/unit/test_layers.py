@@ -210,3 +210,20 @@ def test_the_mount_needs_no_command_line_and_no_tensorflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(("load_format", "loaded"), [("compressed", []), ("auto", ["obstore"])])
+def test_what_reads_buckets_is_loaded_before_the_first_request_if_it_may_be_needed(
+    tmp_path: Path, load_format: str, loaded: list[str]
+) -> None:
+    code = (
+        "import sys\n"
+        "from hubfs.cache.store import Store\n"
+        "from hubfs.config import Settings\n"
+        f"store = Store(Settings.load({{'load_format': {load_format!r}, 'cache_dir': {str(tmp_path)!r}}}))\n"
+        "assert 'obstore' not in sys.modules\n"
+        "store.prepare()\n"
+        "print(*[name for name in ('obstore',) if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == loaded

@@ -237,6 +237,35 @@ def test_budget_of_nothing_turns_read_ahead_off() -> None:
         assert len(read(machine, file, start, 128 * KiB)) == (start % MiB == 0)
 
 
+def test_what_is_expected_is_read_ahead_up_to_its_end() -> None:
+    machine, file = Prefetch(), File(BIG)
+    machine.expect(file, 0, 32 * MiB, 0.0)
+    machine.expect(file, 0, 64 * MiB, 0.0)  # known already
+    sent = []
+    while found := asked(machine):
+        sent += found
+        for request in found:
+            machine.done(request, 0.01)
+    gap = file.gap(0, BIG)
+    assert gap is not None and 28 * MiB <= gap <= 32 * MiB, "in whole requests"
+    assert all(request.kind is Kind.AHEAD for request in sent)
+    read(machine, file, 0, MiB)
+    gap = file.gap(0, BIG)
+    assert gap is not None and gap > 60 * MiB, "the reader's run goes on from there"
+
+
+def test_end_of_a_file_can_be_expected() -> None:
+    machine, file = Prefetch(), File(BIG + 5)
+    machine.expect(file, BIG - CHUNK + 5, FIRST, 0.0)
+    assert spans(asked(machine)) == [(BIG / MiB - 0.25, (BIG + 5) / MiB)]
+
+
+def test_what_is_expected_for_nothing_is_given_up() -> None:
+    machine, file = Prefetch(), File(BIG)
+    machine.expect(file, 0, 32 * MiB, 0.0)
+    assert machine.next(ACTIVE + 1.0) is None
+
+
 def test_soonest_need_comes_first() -> None:
     machine, near, far = Prefetch(Policy(connections=1)), File(BIG), File(BIG)
     running(machine, far, 4 * MiB)

@@ -20,6 +20,7 @@ from tests.models import make_tree
 from tests.remote import Doubting
 
 DATA = "variables/variables.data-00000-of-00001"
+INDEX = "variables/variables.index"
 MiB = 1 << 20
 TREE = make_tree(1, size=24 * MiB + 99)
 BODY = TREE[DATA]
@@ -109,6 +110,48 @@ def test_nothing_is_read_ahead_of_a_file_that_was_closed(hub: BucketHub, entry: 
     hub.wait_for(lambda hub: not hub.answering(), what="the end of all requests")
     assert read(entry, "saved_model.pb") == TREE["saved_model.pb"]
     assert hub.sent(MODEL)[DATA] <= len(BODY) // 3
+
+
+class TestIndex:
+    """Whoever opens a checkpoint's index is going to read its data."""
+
+    def test_brings_in_the_beginning_and_the_end_of_the_data(self, hub: BucketHub, entry: Entry) -> None:
+        small = {name for name, content in TREE.items() if 0 < len(content) <= CHUNK}
+        file = entry.open(INDEX, soon())
+        hub.wait_for(lambda hub: hub.sent(MODEL).get(DATA) == len(BODY), what="all data, as it is little")
+        hub.wait_for(lambda hub: not hub.answering(), what="the end of all requests")
+        assert hub.sent(MODEL).keys() == {DATA, *small}
+        asked = len(hub.requests())
+        assert read(entry, DATA) == BODY
+        assert read(entry, INDEX) == TREE[INDEX]
+        assert len(hub.requests()) == asked
+        file.close()
+
+    def test_does_not_wait_for_it(self, hub: BucketHub, entry: Entry) -> None:
+        never = threading.Event()
+        hub.fault_file(MODEL, DATA, Fault.hang(never, times=None))
+        assert read(entry, INDEX) == TREE[INDEX]
+        never.set()
+
+    def test_brings_in_no_more_of_large_data_than_its_beginning(self, hub: BucketHub, world: Listed) -> None:
+        large = {**TREE, DATA: bytes(60 * MiB)}
+        hub.publish("google/large/1", large)
+        entry = world.entry("google/large/1", load_format="uncompressed")
+        file = entry.open(INDEX, soon())
+        hub.wait_for(lambda hub: hub.sent("google/large/1").get(DATA, 0) >= 28 * MiB, what="28 MiB")
+        hub.wait_for(lambda hub: not hub.answering(), what="the end of all requests")
+        assert hub.sent("google/large/1")[DATA] <= 33 * MiB
+        file.close()
+
+    def test_is_only_itself_without_read_ahead(self, hub: BucketHub, world: Listed) -> None:
+        entry = world.entry(load_format="uncompressed", read_ahead=False)
+        assert read(entry, INDEX) == TREE[INDEX]
+        assert hub.sent(MODEL).keys() == {INDEX}
+
+    def test_is_not_every_file(self, hub: BucketHub, entry: Entry) -> None:
+        entry.open(DATA, soon()).close()
+        assert read(entry, "saved_model.pb") == TREE["saved_model.pb"]
+        assert hub.sent(MODEL).keys() == {"saved_model.pb"}
 
 
 def test_retired_version_goes_with_its_last_reader(entry: Entry) -> None:

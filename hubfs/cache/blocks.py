@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from hubfs.cache.listed import lane_of
-from hubfs.errors import DamagedError, HubfsError
+from hubfs.errors import DamagedError, HubfsError, StoppedError
 from hubfs.transfer.chunks import CHUNK, span
 from hubfs.transfer.fetch import Awaited, Fetcher, Remote, policy
 from hubfs.transfer.prefetch import Kind, Policy
@@ -257,6 +257,9 @@ class MemoryFile(Sink):
                 with self._blocks.expecting(self, at // CHUNK):
                     awaited.begin_with(at, min(at - at % CHUNK + CHUNK, stop))
                     until(awaited)
+                    if self.remote.cancel.is_set():
+                        # What is known to have come may be gone by now.
+                        raise StoppedError(f"{self.remote.handle}: hubfs stopped fetching it")
                     at = self._read_there(buffer[at - offset :], at, awaited.enough)
                 at = self._read_there(buffer[at - offset :], at, stop)
         return stop - offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -14,11 +15,11 @@ import pytest
 
 from hubfs.cache.blocks import Blocks, MemoryFile, divide
 from hubfs.config import Settings
-from hubfs.errors import AccessError, DamagedError
+from hubfs.errors import AccessError, DamagedError, StoppedError
 from hubfs.hubs.base import RemoteFile
 from hubfs.net import Net
 from hubfs.transfer.chunks import CHUNK
-from hubfs.transfer.fetch import Fetcher, policy
+from hubfs.transfer.fetch import Awaited, Fetcher, policy
 from hubfs.transfer.prefetch import Kind, Policy
 from tests.hub import Fault, FaultHub
 from tests.remote import Doubting, HttpSource, Waiter
@@ -201,6 +202,22 @@ def test_file_whose_pieces_are_taken_back_is_read_no_more(memory: Memory) -> Non
     assert memory.read(memory.open(), 8 * MiB, 4 * MiB) == BODY[8 * MiB : 12 * MiB]
 
 
+def test_file_that_was_closed_tells_its_last_readers_so(memory: Memory) -> None:
+    """Its blocks are gone, though they were there once: not even waiting would bring them."""
+    file = memory.open()
+    assert memory.read(file, 0, 10) == BODY[:10]
+    file.close()
+    waits = itertools.count()
+
+    def until(awaited: Awaited) -> None:
+        assert next(waits) < 3
+        memory.waiter.until(awaited)
+
+    for start in (0, 8 * MiB):
+        with pytest.raises(StoppedError):
+            file.read_into(memoryview(bytearray(10)), start, until)
+
+
 # ---- who is dropped for whom
 
 
@@ -309,7 +326,7 @@ from hubfs.cache.blocks import Blocks, MemoryFile, divide
 from hubfs.config import Settings
 from hubfs.hubs.base import RemoteFile
 from hubfs.net import Net
-from hubfs.transfer.fetch import Fetcher, policy
+from hubfs.transfer.fetch import Awaited, Fetcher, policy
 from tests.remote import Doubting, HttpSource, Waiter
 
 url, path, size, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -25,15 +25,8 @@ _REASONS: Final[Mapping[tuple[str, str], str]] = {
     ("load-cold", "embed"): "inflating takes 0.5 s and TensorFlow another 0.5 s, and it needs the end first",
     ("load-cold", "large"): "inflating takes 2.7 s of one core and TensorFlow another second",
     ("stream", "cold load of large, 1007 MB, loopback, AUTO, beside rclone"): (
-        "two CPUs have 1 s of work for TensorFlow, 2 s for the daemon (the line, the disk's cache, the "
-        "kernel's questions) and some for the server; rclone keeps and checks nothing"
-    ),
-    ("stream", "cold load of large, 1007 MB, 1000 Mbit/s + 30 ms, UNCOMPRESSED, beside TensorFlow"): (
-        "what may be read ahead is bounded by the memory limit: requests of 6 MiB wait 30 ms of each 80"
-    ),
-    ("stream", "cold load of large, 1007 MB, 1000 Mbit/s + 30 ms, AUTO, beside TensorFlow"): (
-        "the line alone takes 1.5 s with requests of 8 MiB; finding the model and reading its index and its "
-        "end come before"
+        "both CPUs are busy: TensorFlow has 1 s of work, the daemon 1.7 s (the line, the disk's cache, the "
+        "kernel's questions), the server some; rclone keeps and checks nothing"
     ),
     ("stream", "daemon killed"): (
         "what the server had sent into the connections' buffers when the daemon was killed, while the CPUs "

@@ -29,7 +29,7 @@ def read(
 class HttpSource:
     """Ranges of what a server has below `url`, by requests of their own."""
 
-    def __init__(self, net: Net, url: str, piece: int = 300_000) -> None:
+    def __init__(self, net: Net, url: str, piece: int = 200_000) -> None:
         """
         Args:
             piece: bytes of a piece at most.
@@ -115,7 +115,6 @@ class Waiter:
     def __init__(self, longest: float = 30.0) -> None:
         self.everything = threading.Condition(threading.Lock())
         self.progress = 0
-        self.woken = 0
         self.longest = longest
 
     def moved(self) -> None:
@@ -129,4 +128,3 @@ class Waiter:
             if time.monotonic() > end:
                 raise StalledError("nothing came")
             awaited.pause(0.05)
-            self.woken += awaited.woken.is_set()

@@ -96,10 +96,6 @@ class Listed(ABC):
         """
 
     @abstractmethod
-    def fill(self) -> None:
-        """Bring in all of the version in the background, if it is kept."""
-
-    @abstractmethod
     def retire(self) -> None:
         """Another one takes its place: close it once nobody reads it any more."""
 

@@ -109,9 +109,6 @@ class Streamed(Listed):
         for name, start, size in expected:
             files[name].remote.expect(start, size)
 
-    def fill(self) -> None:
-        """There is no place for all of it."""
-
     def _file(self, path: str) -> MemoryFile:
         """A file, for all who read it. The lock must be held."""
         file = self._files.get(path)

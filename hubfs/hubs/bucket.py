@@ -14,7 +14,6 @@ from hubfs.errors import (
     HostileError,
     NotFoundError,
     RefusedError,
-    StoppedError,
     TooLargeError,
     UnavailableError,
 )
@@ -122,9 +121,8 @@ class BucketFiles:
         left = stop - start
         answer = self._begin(handle, file, place, range(start, stop), cancel)
 
-        def check() -> None:
-            if cancel.is_set() or self.stores.is_stopping:
-                raise StoppedError(f"{handle}: the transfer was stopped")
+        def stopped() -> bool:
+            return cancel.is_set() or self.stores.is_stopping
 
         def wrong() -> UnavailableError:
             came = stop - start - left
@@ -135,7 +133,7 @@ class BucketFiles:
         # In this very thread. To have a loop of asyncio wait for each of them, in order to give up at once
         # when one does not come, takes twice the time of a processor.
         coming = self.stores.understanding(handle, place, answer.stream(min_chunk_size=1))
-        for data in watched(coming, handle, check, self.settings.stall_timeout):
+        for data in watched(coming, handle, stopped, self.settings.stall_timeout):
             left -= len(data)
             if not left:
                 # Before it is said to be all: nothing may follow.

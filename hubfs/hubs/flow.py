@@ -6,27 +6,29 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from hubfs.errors import UnavailableError
+from hubfs.errors import StoppedError, UnavailableError
 
 #: Slower than this over the stall timeout, a connection counts as stalled. In bytes per second.
 _SLOWEST: Final = 1024
 
 
 def watched(
-    pieces: Iterable[bytes], handle: str, check: Callable[[], None], stall_timeout: float
+    pieces: Iterable[bytes], handle: str, stopped: Callable[[], bool], stall_timeout: float
 ) -> Iterator[bytes]:
     """The same pieces.
 
     Args:
         pieces: each comes, or fails, within `stall_timeout` seconds by itself.
-        check: called before each is given; raises if no more are wanted.
+        stopped: tells whether no more are wanted; asked before each is given.
 
     Raises:
+        StoppedError: no more are wanted.
         UnavailableError: they come too slowly.
     """
     window, came = time.monotonic(), 0
     for piece in pieces:
-        check()
+        if stopped():
+            raise StoppedError(f"{handle}: the transfer was stopped")
         came += len(piece)
         yield piece
         elapsed = time.monotonic() - window

@@ -174,35 +174,17 @@ class ObjectStores:
             seconds: how long it may take; by default `--connect-timeout` and `--stall-timeout` together.
 
         Raises:
+            OfflineError: nobody is to be asked.
             StoppedError: `cancel` was set, or hubfs is being stopped.
             UnavailableError: it took too long, or may succeed when it is tried again.
             HubfsError: the store does not give it.
-        """
-        return self.wait(handle, place, self.begin(handle, work), cancel, seconds)
-
-    def begin(self, handle: str, work: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
-        """Begin what `wait` waits for. Who does not wait cancels it.
-
-        Raises:
-            OfflineError: nobody is to be asked.
-            StoppedError: hubfs is being stopped.
         """
         import asyncio  # here, because its import would take a tenth of the mount's start-up time
 
         if self._settings.offline:
             raise OfflineError(f"{handle}: not cached, and hubfs is offline", hint="mount without --offline")
-        loop = self._running_loop(handle)
-        return asyncio.run_coroutine_threadsafe(work(), loop)
-
-    def wait(
-        self,
-        handle: str,
-        place: BucketPath,
-        future: concurrent.futures.Future[T],
-        cancel: threading.Event | None = None,
-        seconds: float | None = None,
-    ) -> T:
-        """The result of what was begun; it is given up if the wait is. Arguments and errors are `call`'s."""
+        loop = self._running_loop(handle)  # first: nobody would await the coroutine if this fails
+        future = asyncio.run_coroutine_threadsafe(work(), loop)
         settings = self._settings
         allowed = settings.connect_timeout + settings.stall_timeout if seconds is None else seconds
         deadline = time.monotonic() + allowed

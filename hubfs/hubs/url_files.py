@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import google_crc32c
 
-from hubfs.errors import ChangedOriginError, DamagedError, ProtocolError, StoppedError, UnavailableError
+from hubfs.errors import ChangedOriginError, DamagedError, ProtocolError, UnavailableError
 from hubfs.hubs.base import RemoteFile
 from hubfs.hubs.checksums import declared_digests
 from hubfs.hubs.flow import watched
@@ -172,11 +172,7 @@ class Body:
             UnavailableError: the connection broke or is too slow.
             StoppedError: `cancel` was set meanwhile.
         """
-        return watched(self._pieces(count), self._handle, self._check, self._stall_timeout)
-
-    def _check(self) -> None:
-        if self._cancel.is_set():
-            raise StoppedError(f"{self._handle}: the transfer was stopped")
+        return watched(self._pieces(count), self._handle, self._cancel.is_set, self._stall_timeout)
 
     def _pieces(self, count: int) -> Iterator[bytes]:
         import urllib3

@@ -326,7 +326,7 @@ from hubfs.cache.blocks import Blocks, MemoryFile, divide
 from hubfs.config import Settings
 from hubfs.hubs.base import RemoteFile
 from hubfs.net import Net
-from hubfs.transfer.fetch import Awaited, Fetcher, policy
+from hubfs.transfer.fetch import Fetcher, policy
 from tests.remote import Doubting, HttpSource, Waiter
 
 url, path, size, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -31,14 +31,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def fine() -> None:
-    pass
+def never() -> bool:
+    return False
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_what_comes_fast_enough_is_given_as_it_is(clock: Clock, seconds: float) -> None:
     sizes = [1024, 5000, 1024, 70_000, 1, 2048]
-    given = [len(piece) for piece in watched(clock.pieces(seconds, *sizes), HANDLE, fine, 10.0)]
+    given = [len(piece) for piece in watched(clock.pieces(seconds, *sizes), HANDLE, never, 10.0)]
     assert given == sizes
 
 
@@ -46,21 +46,16 @@ def test_slow_beginning_is_forgiven_and_a_slow_stretch_is_not(clock: Clock) -> N
     sizes = [1_000_000, 10, 10, 10, 10, 10, 10, 10]
     given = []
     with pytest.raises(UnavailableError, match=r"google/m/1: less than 1024 bytes a second"):
-        for piece in watched(clock.pieces(4.0, *sizes), HANDLE, fine, 10.0):
+        for piece in watched(clock.pieces(4.0, *sizes), HANDLE, never, 10.0):
             given.append(len(piece))
     assert given == sizes[:6], "twelve seconds that were good, and twelve that were not"
 
 
 def test_nothing_is_given_to_who_wants_no_more(clock: Clock) -> None:
-    wanted = iter([True, True, False])
-
-    def check() -> None:
-        if not next(wanted):
-            raise StoppedError("no more")
-
+    stopped = iter([False, False, True])
     given = []
     with pytest.raises(StoppedError):
-        for piece in watched(clock.pieces(0.1, 1, 2, 3, 4), HANDLE, check, 10.0):
+        for piece in watched(clock.pieces(0.1, 1, 2, 3, 4), HANDLE, lambda: next(stopped), 10.0):
             given.append(len(piece))
     assert given == [1, 2]
 
@@ -70,7 +65,7 @@ def test_own_errors_go_up_after_what_came(clock: Clock) -> None:
         yield b"abc"
         raise OSError("broken")
 
-    pieces = watched(broken(), HANDLE, fine, 10.0)
+    pieces = watched(broken(), HANDLE, never, 10.0)
     assert next(pieces) == b"abc"
     with pytest.raises(OSError, match="broken"):
         next(pieces)

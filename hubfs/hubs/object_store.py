@@ -119,7 +119,9 @@ class ObjectStores:
         try:
             import asyncio  # noqa: F401
 
-            import obstore.store  # noqa: F401
+            # Not `obstore.store`: who names a part first, while another thread imports the whole, waits for
+            # it in the other order, and one of the two gets _DeadlockError.
+            import obstore  # noqa: F401
         except ImportError as error:
             log.debug("obstore cannot be loaded: %s", error)  # whoever needs it is told
 
@@ -283,13 +285,13 @@ async def _sign(store: GCSStore | S3Store, path: str) -> str:
 
 
 def _google(place: BucketPath, options: ClientConfig) -> GCSStore:
-    from obstore.store import GCSStore
+    import obstore
 
     endpoint = _endpoint(place)
     if endpoint is not None:
         key = {"gcs_base_url": endpoint, "disable_oauth": True}
         unused = {"client_email": "", "private_key": "", "private_key_id": ""}
-        return GCSStore(
+        return obstore.store.GCSStore(
             place.bucket,
             service_account_key=json.dumps({**key, **unused}),
             client_options=options,
@@ -297,16 +299,16 @@ def _google(place: BucketPath, options: ClientConfig) -> GCSStore:
         )
     # Without this, obstore would ask the machine it runs on for an identity.
     anonymous = not _has_credentials(place)
-    return GCSStore(
+    return obstore.store.GCSStore(
         place.bucket, skip_signature=anonymous, client_options=options, retry_config={"max_retries": 0}
     )
 
 
 def _amazon(place: BucketPath, options: ClientConfig) -> S3Store:
-    from obstore.store import S3Store
+    import obstore
 
     endpoint = _endpoint(place)
-    return S3Store(
+    return obstore.store.S3Store(
         place.bucket,
         config={"endpoint": endpoint} if endpoint else {},
         region=_region(),

@@ -163,6 +163,12 @@ def test_package_is_imported_only_where_it_belongs(package: str) -> None:
     assert wrong == []
 
 
+def test_obstore_is_imported_whole() -> None:
+    """A part that is imported by name while another thread imports all of it can give _DeadlockError."""
+    wrong = [str(found) for found in ALL if found.module.startswith("obstore.") and not found.typing_only]
+    assert wrong == []
+
+
 def test_nothing_below_the_command_line_prints() -> None:
     wrong = []
     for path in MODULES:
@@ -227,3 +233,42 @@ def test_what_reads_buckets_is_loaded_before_the_first_request_if_it_may_be_need
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == loaded
+
+
+def test_first_request_may_come_while_that_is_loaded() -> None:
+    """The thread that imports obstore is held in the middle of it until another one waits to import it."""
+    code = """if True:
+        import sys, threading, time
+        from importlib.machinery import PathFinder
+        from hubfs.config import Settings
+        from hubfs.hubs.object_store import BucketPath, ObjectStores
+
+        stores = ObjectStores(Settings.load({}))
+        preparing = threading.Thread(target=stores.prepare)
+
+        def waits():
+            frame = sys._current_frames().get(preparing.ident)
+            return frame and "importlib" in frame.f_code.co_filename and frame.f_code.co_name == "acquire"
+
+        class Held:
+            def find_spec(self, name, path, target=None):
+                if name != "obstore._obstore":
+                    return None
+                found = PathFinder.find_spec(name, path)
+                create = found.loader.create_module
+
+                def create_held(spec):
+                    preparing.start()
+                    while preparing.is_alive() and not waits():
+                        time.sleep(0)
+                    return create(spec)
+
+                found.loader.create_module = create_held
+                return found
+
+        sys.meta_path.insert(0, Held())
+        stores.store("gs://bucket/dir", BucketPath.parse("gs://bucket/dir"))
+        preparing.join()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stderr, done.returncode) == ("", 0)

@@ -136,7 +136,8 @@ def _describe_transfer(transfer: dict[str, Any]) -> str:
 def _describe_failure(failure: dict[str, Any]) -> str:
     left = failure["until"] - time.time()
     again = f" (asked again in {duration(left)} at the earliest)" if left > 1 else ""
-    return f"{failure['handle']}: {failure['error']}{again}"
+    error = failure["error"].removeprefix(f"{failure['handle']}: ")  # nearly all begin with it
+    return f"{failure['handle']}: {error}{again}"
 
 
 def _explain_temporary_cache(settings: Settings) -> None:

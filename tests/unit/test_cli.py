@@ -415,7 +415,8 @@ STATUS = {
                    "rate": 2.0**26, "waiting": 2},
                   {"handle": "x", "state": "locating", "received": 0, "total": None, "written": 0,
                    "rate": 0.0, "waiting": 1}],
-    "failures": [{"handle": "bad/model/1", "error": "no such model", "until": 0.0}],
+    "failures": [{"handle": "bad/model/1", "error": "bad/model/1: no such model", "until": 0.0},
+                 {"handle": "bad/model/2", "error": "no room", "until": 0.0}],
     "open_files": 4, "log_file": "/var/log/x",
     "read_mode": "cached", "read_mode_reason": "libfuse 3.14.0 is older than 3.17.2",
 }  # fmt: skip
@@ -457,7 +458,8 @@ class TestStatus:
             "cached; no passthrough: libfuse 3.14.0 is older than 3.17.2\n",
             f"{HANDLE}: transferring, 512.0 MiB of 1.0 GiB (50 %), 64.0 MiB/s, 8 seconds left, 2 readers",
             "x: locating, 0 B, 1 reader waits\n",
-            "bad/model/1: no such model\n",
+            "failed      bad/model/1: no such model\n",
+            "failed      bad/model/2: no room\n",
             "/var/log/x",
         ):
             assert part in alive

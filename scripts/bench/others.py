@@ -18,15 +18,18 @@ _RCLONE = ("--read-only", "--dir-cache-time=24h", "--attr-timeout=1h", f"--confi
 
 
 @contextmanager
-def rclone(bench: Bench, remote: str) -> Iterator[Path]:
+def rclone(bench: Bench, remote: str, *more: str) -> Iterator[Path]:
     """A `rclone mount` of a directory or other remote, for the length of a `with` block.
+
+    Args:
+        more: options besides what all have.
 
     Raises:
         Unavailable: it is not installed.
     """
     path = bench.fresh("rclone")
     cache = f"--cache-dir={bench.fresh('rclone-cache')}"
-    with _running(path, find_program("rclone"), "mount", remote, str(path), cache, *_RCLONE):
+    with _running(path, find_program("rclone"), "mount", remote, str(path), cache, *_RCLONE, *more):
         yield path
 
 

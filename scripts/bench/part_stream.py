@@ -5,7 +5,8 @@ page cache. `AUTO` brings the files into the cache, in the background once Tenso
 the variables; `UNCOMPRESSED` keeps nothing. TensorFlow's own `gs://` asks the same server for the same
 objects, through TLS, which it insists on, with nothing taken for opening connections. rclone mounts the files
 with its own defaults, with which it keeps nothing, and so that it keeps them on disk, as `AUTO` does. Each
-load has a process of its own, which has imported TensorFlow before the clock starts.
+load has a process of its own, which has imported TensorFlow before the clock starts; what memory it takes was
+in use a moment before, so that a virtual machine need not get it from its host.
 
 Bytes are those of bodies that the server has sent. They are in the connections' buffers when a daemon is
 killed, and count. Readers of the memory's row read everything once, two of them each of four models.

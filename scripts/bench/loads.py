@@ -18,7 +18,7 @@ from scripts.bench.bench import Bench
 from scripts.bench.models import Model, saved_model
 from scripts.bench.processes import CHECKOUT, Unavailable, environment
 
-#: Bytes: a model of the largest size in the cache, in the page cache, and in TensorFlow.
+#: Bytes: the largest model as the cache's file, as pages of the mount and in TensorFlow, and some more.
 _TOUCHED: Final = 4 << 30
 
 
@@ -76,10 +76,10 @@ def _touch_memory() -> None:
     A virtual machine may have given free pages back to its host, and to get each again takes longer than to
     write to it: a load that comes after much was freed would pay for that, and the next one would not.
     """
-    available = int(re.findall(r"^MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)[0])
-    with mmap.mmap(-1, min(_TOUCHED, available * 1024 // 2)) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        memory[:: mmap.PAGESIZE] = bytes(-(-len(memory) // mmap.PAGESIZE))
+    available = re.findall(r"^MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)[0]
+    pages = min(_TOUCHED, int(available) * 1024 // 2) // mmap.PAGESIZE
+    with mmap.mmap(-1, pages * mmap.PAGESIZE) as memory:
+        memory[:: mmap.PAGESIZE] = bytes(pages)
 
 
 @contextmanager

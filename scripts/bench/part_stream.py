@@ -48,7 +48,7 @@ _MEMORY: Final = 256 + 80
 _READERS: Final = 8
 _HANDLES: Final = 4
 #: What a mount of rclone is called, and its options.
-_RCLONE: Final[Mapping[str, tuple[str, ...]]] = {
+_RCLONE_MOUNTS: Final[Mapping[str, tuple[str, ...]]] = {
     "rclone mount": (),
     "rclone mount that keeps files": ("--vfs-cache-mode=full",),
 }
@@ -129,7 +129,7 @@ def _cold(bench: Bench, load: Loader, kind: str, model: Model, link: Link) -> It
                 google = f"gs://{BUCKET}/{model.handle}"
                 found["TensorFlow's gs://"] = load("saved_model", google, more=led_to(url, authority))
             if link is LOOPBACK:
-                for other, more in _RCLONE.items():
+                for other, more in _RCLONE_MOUNTS.items():
                     with bench.optional("stream: rclone"), rclone(bench, _remote(url, model), *more) as path:
                         found[other] = load("saved_model", str(path))
             warm(model.archive.path)

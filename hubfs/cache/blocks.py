@@ -16,7 +16,8 @@ from hubfs.cache.listed import lane_of
 from hubfs.errors import DamagedError, HubfsError, StoppedError
 from hubfs.transfer.chunks import CHUNK, span
 from hubfs.transfer.fetch import Awaited, Fetcher, Remote, policy
-from hubfs.transfer.prefetch import Kind, Policy
+from hubfs.transfer.lane import Policy
+from hubfs.transfer.prefetch import Kind
 from hubfs.transfer.sink import Sink
 
 if TYPE_CHECKING:

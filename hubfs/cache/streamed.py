@@ -13,7 +13,7 @@ from hubfs.errors import DamagedError, HubfsError
 from hubfs.hubs.base import Listing
 from hubfs.transfer.chunks import CHUNK
 from hubfs.transfer.fetch import Awaited
-from hubfs.transfer.prefetch import FIRST
+from hubfs.transfer.lane import FIRST
 
 #: Bytes of a checkpoint's data that are brought in when its index is opened: what 8 connections bring at
 #: 1 Gbit/s while TensorFlow reads the index.

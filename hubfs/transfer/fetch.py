@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -19,7 +20,8 @@ from hubfs.errors import (
     internal_error,
 )
 from hubfs.transfer.chunks import CHUNK, whole
-from hubfs.transfer.prefetch import BUDGET, File, Policy, Prefetch, Request, Want
+from hubfs.transfer.lane import BUDGET, Policy
+from hubfs.transfer.prefetch import File, Prefetch, Request, Want
 from hubfs.transfer.sink import Sink
 
 if TYPE_CHECKING:
@@ -427,6 +429,7 @@ def policy(settings: Settings, budget: int = BUDGET) -> Policy:
     return Policy(
         connections=settings.connections,
         budget=budget,
+        processors=len(os.sched_getaffinity(0)),
         retries=settings.retries,
         retry_delay=settings.retry_delay,
     )

@@ -18,19 +18,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hubfs.transfer.chunks import ASKED, CHUNK, MISSING, PRESENT, Chunks, whole
+from hubfs.transfer.lane import FIRST, Lane, Policy
 
-#: Bytes of a request at least, where so much is missing. At 1 Gbit/s it takes 8 ms, a fraction of what
-#: the way to the hub and back takes, so less would be no quicker; random readers are not given more.
-FIRST: Final = 1 << 20
-#: Bytes of a request at most. At 1 Gbit/s and 30 ms a connection brings something two thirds of the time;
-#: more would bind memory and delay what is wanted meanwhile.
-LARGEST: Final = 8 << 20
-#: Seconds that a request should not exceed on a slow line: so long may others have to wait behind it.
-REQUEST_SECONDS: Final = 0.5
 #: A jump of so many bytes, forward or backward, belongs to the run.
 JUMP: Final = 8 << 20
-#: Bytes that are read ahead at most, over all readers.
-BUDGET: Final = 128 << 20
 #: Requests that are read ahead for each connection: all are busy while the reader waits for the first ones.
 DEPTH: Final = 1.5
 #: Cursors of a file at most. The one that was used last stays.
@@ -47,24 +38,6 @@ class Kind(enum.IntEnum):
     DEMAND = 0
     AHEAD = 1
     FILL = 2
-
-
-@dataclass(frozen=True)
-class Policy:
-    """
-    Attributes:
-        connections: requests on their way to one host at most.
-        budget: bytes to read ahead, over all readers; 0 turns it off.
-        largest: bytes of a request at most.
-        retries: attempts in a row that may fail without any progress.
-        retry_delay: seconds before the first repetition; they double with each further one.
-    """
-
-    connections: int = 8
-    budget: int = BUDGET
-    largest: int = LARGEST
-    retries: int = 5
-    retry_delay: float = 0.5
 
 
 @dataclass
@@ -150,30 +123,6 @@ class Request:
 
 
 @dataclass
-class Lane:
-    """The connections to one host.
-
-    Attributes:
-        busy: requests on their way.
-        rate: bytes a second of one connection, with all that a request costs; `None` while unknown.
-        failures: times in a row that requests failed; those that were on their way together count once.
-        failed: when that was last.
-        rest: until when nothing is asked for that nobody waits for.
-    """
-
-    busy: int = 0
-    rate: float | None = None
-    failures: int = 0
-    failed: float = float("-inf")
-    rest: float = 0.0
-
-    def request_size(self, most: int) -> int:
-        """Bytes of a request, `most` at most."""
-        slow = FIRST if self.rate is None else self.rate * REQUEST_SECONDS
-        return max(CHUNK, int(min(most, max(slow, FIRST))) // CHUNK * CHUNK)
-
-
-@dataclass
 class Prefetch:
     """Decides over all files of a process. All times are seconds of the same clock.
 
@@ -215,12 +164,6 @@ class Prefetch:
         if not any(cursor.position == start for cursor in file.cursors):
             file.cursors = [Cursor(start, size // 4, now), *file.cursors[-CURSORS + 1 :]]
             self._files[file] = None
-
-    def want(self, file: File, start: int, stop: int) -> Want:
-        """Somebody waits for a range, until `unwant`."""
-        want = Want(file, start, min(stop, file.size))
-        self.wants.append(want)
-        return want
 
     def unwant(self, want: Want) -> None:
         """Nobody waits for it any more; it may be over already."""
@@ -288,7 +231,7 @@ class Prefetch:
         size = request.stop - request.start
         if size >= FIRST:
             rate = size / max(now - request.began, 1e-3)
-            lane.rate = rate if lane.rate is None else (lane.rate + rate) / 2
+            lane.learn(rate)
 
     def failed(
         self, request: Request, now: float, *, temporary: bool, pause: float = 0.0, factor: float = 1.0
@@ -360,24 +303,25 @@ class Prefetch:
             start = want.file.gap(want.start, want.stop)
             if start is None or not self._is_free(want.file):
                 continue
-            most = self._lane(want.file).request_size(self.policy.largest)
-            size = min(most, max(FIRST, whole(want.stop - start)))
+            lane = self._lane(want.file)
+            size = min(lane.request_size(self.policy), max(FIRST, whole(want.stop - start)))
             return Request(want.file, start, want.file.gap_end(start, size), Kind.DEMAND, now)
         return None
 
     def _ahead(self, now: float) -> Request | None:
         best: tuple[int, Request] | None = None
         windows = self._windows(now)
-        parts = max(2, int(DEPTH * self.policy.connections / max(1, len(windows))))
         for window, cursor, file in windows:
             lane = self._lane(file)
-            if lane.busy >= self.policy.connections or lane.rest > now or window < FIRST:
+            enough = lane.enough(self.policy)
+            if lane.busy >= enough or lane.rest > now or window < FIRST:
                 continue
+            parts = max(2, int(DEPTH * enough / len(windows)))
             end = min(cursor.position + window, file.size)
             start = file.gap(cursor.position, end)
             if start is None or (best is not None and start - cursor.position >= best[0]):
                 continue
-            size = lane.request_size(min(self.policy.largest, max(FIRST, window // parts)))
+            size = lane.request_size(self.policy, max(FIRST, window // parts))
             stop = file.gap_end(start, size)
             # A window that moves by a few bytes is no reason for a request of a few bytes.
             if stop > end and stop - start == size:
@@ -404,18 +348,20 @@ class Prefetch:
     def _filling(self, now: float) -> Request | None:
         complete = []
         found = None
+        reading = bool(self._fill and self._windows(now))
         for file in self._fill:
             if not file.missing:
                 complete.append(file)
                 continue
             lane = self._lane(file)
             # One connection is left for what somebody may want; and one tries whether the host is back.
-            most = 1 if lane.failures else max(1, self.policy.connections - 1)
+            most = min(lane.enough(self.policy) - reading, self.policy.connections - 1)
+            most = 1 if lane.failures else max(1, most)
             start = file.gap(file.filled * CHUNK, file.size)
             if start is None or lane.busy >= most or lane.rest > now:
                 continue
             file.filled = start // CHUNK
-            stop = file.gap_end(start, lane.request_size(self.policy.largest))
+            stop = file.gap_end(start, lane.request_size(self.policy))
             found = Request(file, start, stop, Kind.FILL, now)
             break
         for file in complete:

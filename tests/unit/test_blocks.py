@@ -20,7 +20,8 @@ from hubfs.hubs.base import RemoteFile
 from hubfs.net import Net
 from hubfs.transfer.chunks import CHUNK
 from hubfs.transfer.fetch import Awaited, Fetcher, policy
-from hubfs.transfer.prefetch import Kind, Policy
+from hubfs.transfer.lane import Policy
+from hubfs.transfer.prefetch import Kind
 from tests.hub import Fault, FaultHub
 from tests.remote import Doubting, HttpSource, Waiter
 

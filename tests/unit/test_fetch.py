@@ -23,7 +23,7 @@ from hubfs.hubs.base import RemoteFile
 from hubfs.net import Net
 from hubfs.transfer.chunks import CHUNK
 from hubfs.transfer.fetch import Fetcher, Remote, policy
-from hubfs.transfer.prefetch import FIRST
+from hubfs.transfer.lane import FIRST
 from hubfs.transfer.sink import Sink
 from tests.hub import Fault, FaultHub
 from tests.remote import Doubting, HttpSource, Ragged, Waiter

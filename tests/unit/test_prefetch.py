@@ -14,19 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hubfs.transfer.chunks import CHUNK, MISSING, PRESENT
+from hubfs.transfer.lane import BUDGET, FADING, FIRST, LARGEST, PER_PROCESSOR, Lane, Policy
 from hubfs.transfer.prefetch import (
     ACTIVE,
-    BUDGET,
     CURSORS,
-    FIRST,
     JUMP,
-    LARGEST,
     LONGEST_PAUSE,
     File,
     Kind,
-    Policy,
     Prefetch,
     Request,
+    Want,
 )
 
 KiB, MiB = 1 << 10, 1 << 20
@@ -42,10 +40,17 @@ def spans(requests: Iterable[Request], unit: int = MiB) -> list[tuple[float, flo
     return [(request.start / unit, request.stop / unit) for request in requests]
 
 
+def wait_for(machine: Prefetch, file: File, start: int, stop: int) -> Want:
+    """Somebody waits for a range, until `unwant`."""
+    want = Want(file, start, min(stop, file.size))
+    machine.wants.append(want)
+    return want
+
+
 def read(machine: Prefetch, file: File, start: int, size: int, now: float = 0.0) -> list[Request]:
     """A reader waits for a range; all that is asked for then comes at once."""
     machine.read(file, start, start + size, now)
-    want = machine.want(file, start, start + size)
+    want = wait_for(machine, file, start, start + size)
     sent = []
     while found := asked(machine, now):
         sent += found
@@ -75,24 +80,24 @@ def test_first_request_is_of_a_mebibyte(
 ) -> None:
     machine, file = Prefetch(), File(size)
     machine.read(file, start, start + length, 0)
-    machine.want(file, start, start + length)
+    wait_for(machine, file, start, start + length)
     assert spans(asked(machine)) == [expected]
 
 
 def test_empty_file_and_empty_range_need_nothing() -> None:
     machine, file = Prefetch(), File(0)
     assert file.has(0, 0) and file.has(0, 100) and not file.missing
-    machine.want(file, 0, 100)
+    wait_for(machine, file, 0, 100)
     other = File(BIG)
     assert other.has(7, 7)
-    machine.want(other, 7, 7)
+    wait_for(machine, other, 7, 7)
     machine.fill(file)
     assert asked(machine) == []
 
 
 def test_large_wants_are_cut_into_requests() -> None:
     machine, file = Prefetch(Policy(connections=3)), File(BIG)
-    machine.want(file, 0, BIG)
+    wait_for(machine, file, 0, BIG)
     assert spans(asked(machine)) == [(0, 1), (1, 2), (2, 3)]  # nothing is known of the line
 
 
@@ -101,17 +106,67 @@ def test_large_wants_are_cut_into_requests() -> None:
 )
 def test_requests_fit_the_line(seconds: float, mebibytes: float) -> None:
     machine, file = Prefetch(Policy(connections=1)), File(BIG)
-    machine.want(file, 0, BIG)
+    wait_for(machine, file, 0, BIG)
     (first,) = asked(machine)
     machine.done(first, seconds)
     (second,) = asked(machine, seconds)
     assert second.stop - second.start == mebibytes * MiB
 
 
+@pytest.mark.parametrize(
+    ("processors", "rate", "expected"),
+    [
+        (2, 86e6, 8),  # 1 Gbit/s and 30 ms: the line is the limit, whatever the machine
+        (8, 86e6, 8),
+        (2, 250e6, 4),
+        (2, 500e6, 2),
+        (2, 5e9, 2),  # one for each of two readers
+        (4, 500e6, 4),
+        (64, 1e9, 8),
+    ],
+)
+def test_as_many_connections_as_keep_the_processors_busy(processors: int, rate: float, expected: int) -> None:
+    policy = Policy(processors=processors)
+    lane = Lane()
+    assert lane.enough(policy) == policy.connections  # nothing is known of the line
+    lane.learn(rate)
+    assert lane.enough(policy) == expected
+    lane.learn(rate * FADING**2)  # one that is slower says little
+    assert lane.enough(policy) <= max(expected, PER_PROCESSOR * processors // (rate * FADING) + 1)
+    for _ in range(200):
+        lane.learn(50e6)
+    assert lane.enough(policy) == policy.connections
+    assert Lane(best=rate).enough(Policy(connections=1, processors=processors)) == 1
+
+
+@pytest.mark.parametrize(("enough", "mebibytes"), [(8, 8), (5, 8), (4, 16), (2, 16)])
+def test_fewer_requests_are_larger(enough: int, mebibytes: int) -> None:
+    policy = Policy(processors=enough)
+    lane = Lane(rate=PER_PROCESSOR, best=PER_PROCESSOR)
+    assert lane.enough(policy) == enough
+    assert lane.request_size(policy) == mebibytes * MiB
+    assert lane.request_size(policy, 3 * MiB) == 3 * MiB
+
+
+@pytest.mark.parametrize(("reads", "expected"), [(False, 2), (True, 1)])
+def test_filling_leaves_a_processor_to_who_reads(reads: bool, expected: int) -> None:
+    machine, read_one, rest = Prefetch(Policy(processors=2)), File(64 * MiB), File(BIG)
+    machine.lanes[""].learn(PER_PROCESSOR)
+    if reads:
+        machine.read(read_one, 0, 4 * MiB, 0)
+        read_one.mark(0, 63 * MiB, PRESENT)
+    machine.fill(rest)
+    sent = asked(machine)
+    assert [request.kind for request in sent].count(Kind.FILL) == expected
+    # Who waits is not held up by that.
+    wait_for(machine, File(BIG), 0, 1)
+    assert [request.kind for request in asked(machine)] == [Kind.DEMAND]
+
+
 def test_what_is_there_or_on_its_way_is_not_asked_for_again() -> None:
     machine, file = Prefetch(), File(BIG, present=range(4, 8))
-    machine.want(file, 0, 3 * MiB)
-    machine.want(file, 0, 3 * MiB)
+    wait_for(machine, file, 0, 3 * MiB)
+    wait_for(machine, file, 0, 3 * MiB)
     assert spans(asked(machine)) == [(0, 1), (2, 3)]
     assert asked(machine) == []
 
@@ -120,15 +175,15 @@ def test_no_more_requests_than_connections_to_each_host() -> None:
     machine = Prefetch(Policy(connections=2))
     for lane in ("a", "b"):
         for _ in range(4):
-            machine.want(File(BIG, lane), 0, 1)
+            wait_for(machine, File(BIG, lane), 0, 1)
     assert sorted(request.file.lane for request in asked(machine)) == ["a", "a", "b", "b"]
 
 
 def test_who_wants_much_does_not_keep_others_waiting() -> None:
     machine, large, small = Prefetch(Policy(connections=2)), File(BIG), File(BIG)
-    machine.want(large, 0, BIG)
+    wait_for(machine, large, 0, BIG)
     first = asked(machine)
-    machine.want(small, 5 * MiB, 5 * MiB + 1)
+    wait_for(machine, small, 5 * MiB, 5 * MiB + 1)
     machine.done(first[0], 0.1)
     machine.done(first[1], 0.1)
     assert {request.file for request in asked(machine, 0.1)} == {large, small}
@@ -281,7 +336,7 @@ def test_demand_goes_before_read_ahead_and_that_before_filling() -> None:
     machine.fill(File(BIG))
     running(machine, file, 8 * MiB)
     machine.forget(file, 9 * MiB, BIG)
-    machine.want(other, 5 * MiB, 5 * MiB + 1)
+    wait_for(machine, other, 5 * MiB, 5 * MiB + 1)
     assert [request.kind for request in asked(machine)] == [Kind.DEMAND, Kind.AHEAD]
     machine = Prefetch(Policy(connections=2))
     machine.fill(file)
@@ -314,12 +369,12 @@ def test_leaving_ends_read_ahead_and_not_filling() -> None:
 
 def test_removed_file_is_asked_for_no_more() -> None:
     machine, file = Prefetch(), File(BIG)
-    machine.want(file, 0, 1)
+    wait_for(machine, file, 0, 1)
     machine.read(file, 0, MiB, 0)
     first = machine.next(0)
     assert first is not None
     machine.failed(first, 0, temporary=True)
-    machine.want(file, 50 * MiB, 51 * MiB)
+    wait_for(machine, file, 50 * MiB, 51 * MiB)
     machine.fill(file)
     machine.remove(file)
     assert asked(machine, 100) == [] and machine.wake(0) is None
@@ -330,7 +385,7 @@ def test_removed_file_is_asked_for_no_more() -> None:
 
 def test_what_is_waited_for_is_tried_again_alone_with_growing_pauses() -> None:
     machine, file = Prefetch(Policy(retries=3, retry_delay=1.0)), File(BIG)
-    machine.want(file, 0, 1)
+    wait_for(machine, file, 0, 1)
     now, pauses = 0.0, []
     (request,) = asked(machine, now)
     while not machine.failed(request, now, temporary=True):
@@ -342,7 +397,7 @@ def test_what_is_waited_for_is_tried_again_alone_with_growing_pauses() -> None:
     assert pauses == [1, 2, 4]
     assert asked(machine, now) == []
     # Later reads are not spoilt by that: they begin anew.
-    machine.want(file, 0, 1)
+    wait_for(machine, file, 0, 1)
     (request,) = asked(machine, now)
     assert request.attempt == 1
     machine.done(request, now)
@@ -354,7 +409,7 @@ def test_what_is_waited_for_is_tried_again_alone_with_growing_pauses() -> None:
 )
 def test_pause_is_what_the_hub_asks_for_within_bounds(pause: float, factor: float, expected: float) -> None:
     machine, file = Prefetch(Policy(retry_delay=1.0)), File(BIG)
-    machine.want(file, 0, 1)
+    wait_for(machine, file, 0, 1)
     (request,) = asked(machine)
     machine.failed(request, 10, temporary=True, pause=pause, factor=factor)
     assert machine.wake(10) == 10 + expected
@@ -362,23 +417,23 @@ def test_pause_is_what_the_hub_asks_for_within_bounds(pause: float, factor: floa
 
 def test_others_go_on_while_one_range_rests() -> None:
     machine, file = Prefetch(), File(BIG)
-    machine.want(file, 0, 1)
+    wait_for(machine, file, 0, 1)
     (request,) = asked(machine)
     machine.failed(request, 0, temporary=True)
-    machine.want(file, 0, 1)  # a second one who waits for the same adds no request
+    wait_for(machine, file, 0, 1)  # a second one who waits for the same adds no request
     assert asked(machine) == []
-    machine.want(file, 5 * MiB, 5 * MiB + 1)
+    wait_for(machine, file, 5 * MiB, 5 * MiB + 1)
     assert spans(asked(machine)) == [(5, 6)]
 
 
 def test_range_that_nobody_waits_for_any_more_is_not_tried_again() -> None:
     machine, file = Prefetch(), File(BIG)
-    want = machine.want(file, 0, 1)
+    want = wait_for(machine, file, 0, 1)
     (request,) = asked(machine)
     assert not machine.failed(request, 0, temporary=True)
     machine.unwant(want)
     assert asked(machine, 100) == []
-    machine.want(file, 0, 1)
+    wait_for(machine, file, 0, 1)
     (again,) = asked(machine, 100)
     assert again.attempt == 1
 
@@ -387,7 +442,7 @@ def test_lasting_failure_is_told_at_once_and_ends_what_nobody_waits_for() -> Non
     machine, file = Prefetch(), File(BIG)
     running(machine, file, 8 * MiB)
     machine.fill(file)
-    machine.want(file, 500 * MiB, 500 * MiB + 1)
+    wait_for(machine, file, 500 * MiB, 500 * MiB + 1)
     (request, *others) = asked(machine)
     assert machine.failed(request, 0, temporary=False)
     for other in others:
@@ -412,8 +467,8 @@ def test_host_that_fails_is_tried_by_one_request_now_and_then() -> None:
         now = wake
     assert 50 <= sent <= 75
     (request,) = asked(machine, now)
-    machine.done(request, now)
-    assert len(asked(machine, now)) == 7
+    machine.done(request, now + 1)
+    assert len(asked(machine, now + 1)) == 7
     assert file.gap(0, 0) is None
 
 
@@ -425,7 +480,7 @@ def test_failed_read_ahead_is_not_repeated_at_once_but_demand_is() -> None:
     for request in ahead:
         assert machine.failed(request, 0, temporary=True)
     assert asked(machine) == []
-    machine.want(file, 0, MiB)
+    wait_for(machine, file, 0, MiB)
     assert [request.kind for request in asked(machine)] == [Kind.DEMAND]
 
 
@@ -434,7 +489,7 @@ def test_failed_read_ahead_is_not_repeated_at_once_but_demand_is() -> None:
 
 def test_pieces_are_there_as_they_come_and_are_not_asked_for_again() -> None:
     machine, file = Prefetch(Policy(connections=1)), File(BIG)
-    machine.want(file, 0, 4 * MiB)
+    wait_for(machine, file, 0, 4 * MiB)
     machine.lanes[""].rate = 100e6
     (request,) = asked(machine)
     assert spans([request]) == [(0, 4)]
@@ -465,7 +520,7 @@ def test_failure_keeps_what_arrived(
 ) -> None:
     machine, file = Prefetch(Policy(retry_delay=1.0)), File(BIG)
     machine.lanes[""].rate = 100e6
-    want = machine.want(file, 0, 4 * MiB)
+    want = wait_for(machine, file, 0, 4 * MiB)
     (request,) = asked(machine)
     if arrived:
         machine.arrived(request, arrived * MiB)
@@ -479,7 +534,7 @@ def test_failure_keeps_what_arrived(
     )
     if expected is None:
         assert file.gap(0, 4 * MiB) == arrived * MiB, "the rest is missing again"
-        machine.want(file, 0, 4 * MiB)
+        wait_for(machine, file, 0, 4 * MiB)
         assert spans(asked(machine, 100)) == [(arrived, 4)]
 
 
@@ -487,7 +542,7 @@ def test_attempts_are_counted_anew_after_progress() -> None:
     """A line that breaks after each piece brings a file of any size."""
     machine, file = Prefetch(Policy(retries=1, retry_delay=1.0)), File(8 * MiB)
     machine.lanes[""].rate = 100e6
-    machine.want(file, 0, 8 * MiB)
+    wait_for(machine, file, 0, 8 * MiB)
     now = 0.0
     for number in range(1, 8):
         (request,) = asked(machine, now)
@@ -507,9 +562,9 @@ def test_attempts_are_counted_anew_after_progress() -> None:
 def test_only_those_who_wait_for_what_is_left_are_told_of_a_failure(where: float, told: bool) -> None:
     machine, file = Prefetch(), File(BIG)
     machine.lanes[""].rate = 100e6
-    machine.want(file, 0, 4 * MiB)
+    wait_for(machine, file, 0, 4 * MiB)
     (request,) = asked(machine)
-    other = machine.want(file, int(where * MiB), int(where * MiB) + 1)
+    other = wait_for(machine, file, int(where * MiB), int(where * MiB) + 1)
     machine.arrived(request, 2 * MiB)
     assert other.touches(request) is told
     machine.failed(request, 0, temporary=False)
@@ -522,7 +577,7 @@ def test_only_those_who_wait_for_what_is_left_are_told_of_a_failure(where: float
 @pytest.mark.parametrize(("stop", "sent"), [(2 * MiB, True), (MiB + CHUNK, True), (MiB, False)])
 def test_request_is_shortened_to_the_room_there_is(stop: int, sent: bool) -> None:
     machine, file = Prefetch(Policy(connections=1)), File(BIG)
-    machine.want(file, MiB, 2 * MiB)
+    wait_for(machine, file, MiB, 2 * MiB)
     (request,) = asked(machine)
     machine.shorten(request, stop)
     if sent:
@@ -536,7 +591,7 @@ def test_forgotten_bytes_are_asked_for_again() -> None:
     machine, file = Prefetch(), File(BIG)
     read(machine, file, 10 * MiB, 4096)
     machine.forget(file, 10 * MiB, 10 * MiB + CHUNK)
-    machine.want(file, 10 * MiB, 10 * MiB + 1)
+    wait_for(machine, file, 10 * MiB, 10 * MiB + 1)
     assert spans(asked(machine)) == [(10, 10.25)]
 
 
@@ -606,7 +661,7 @@ class World:
         reader.at, reader.since = at, self.now
         worth = self.machine.read(reader.file, *at, self.now)
         there = reader.file.has(*at)
-        waiting.append((reader, self.machine.want(reader.file, *at)))
+        waiting.append((reader, wait_for(self.machine, reader.file, *at)))
         return worth or not there
 
     def _at(self, when: float, what: object) -> None:
@@ -722,7 +777,7 @@ class Machine(RuleBasedStateMachine):
         stop = min(start + size, file.size)
         self.machine.read(file, start, stop, self.now)
         if wait:
-            self.wants.append(self.machine.want(file, start, stop))
+            self.wants.append(wait_for(self.machine, file, start, stop))
 
     @rule(which=files_st, count=st.integers(1, 30))
     def read_in_order(self, which: int, count: int) -> None:
@@ -753,7 +808,7 @@ class Machine(RuleBasedStateMachine):
         assert 0 <= request.start < request.stop <= request.file.size
         assert request.start % CHUNK == 0
         assert request.stop % CHUNK == 0 or request.stop == request.file.size
-        assert request.stop - request.start <= self.policy.largest
+        assert request.stop - request.start <= 2 * self.policy.largest
         for other in self.sent:
             apart = other.stop <= request.start or request.stop <= other.at
             assert other.file is not request.file or apart
@@ -770,6 +825,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["piece", "done", "temporary", "lasting", "shorten"]))
     def answer(self, data: st.DataObject, how: str) -> None:
         request = data.draw(st.sampled_from(self.sent))
+        at, came = request.at, request.file.has(request.start, request.at)  # unless it was forgotten since
         if how == "piece":
             left = (request.stop - request.at - 1) // CHUNK
             self.machine.arrived(request, request.at + data.draw(st.integers(0, left)) * CHUNK)
@@ -783,11 +839,11 @@ class Machine(RuleBasedStateMachine):
                 return
         elif how == "done":
             self.machine.done(request, self.now)
-            assert request.file.has(request.start, request.stop)
+            assert request.file.has(at, request.stop)
         else:
             waited_for = self.machine.wanted(request)
             given_up = self.machine.failed(request, self.now, temporary=how == "temporary")
-            assert request.file.has(request.start, request.at)
+            assert request.file.has(request.start, at) == came
             again = how == "temporary" and waited_for and request.attempt <= self.policy.retries
             assert given_up is not again
         self.sent.remove(request)

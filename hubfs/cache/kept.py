@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Final
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Bytes that a power cut costs at most, besides what is on its way: more are brought to the disk at once.
-FLUSH: Final = 32 << 20
-#: Seconds after which fewer are.
-FLUSH_AFTER: Final = 1.0
+#: What came in so many seconds is what a power cut costs at most. To bring it to the disk more often would
+#: take time from those who wait for more of it.
+FLUSH_AFTER: Final = 5.0
+#: So many bytes are brought to the disk before: while somebody reads, and while somebody waits for all of it.
+FLUSH: Final = 1 << 30
+FLUSH_AWAITED: Final = 32 << 20
 #: Seconds for which a version that nobody reads stays in this process's hands.
 LINGER: Final = 2.0
 #: Files that are brought in at the same time, beside those that somebody reads.
@@ -80,6 +83,8 @@ class Kept(Listed):
         #: The key's lock, which keeps tensorflow_hub from downloading what is being brought in here.
         self._download: DownloadLock | None = None
         self._seeker = Seeker(listing.handle, key, layout, settings, owner)
+        self._most_unstored = FLUSH
+        self._flushed = time.monotonic()
         self._opened = 0
         self._opening = 0
         self._leaving = False
@@ -97,8 +102,7 @@ class Kept(Listed):
     @property
     def is_filling(self) -> bool:
         """Whether all of the version is being brought in."""
-        with self._changed:
-            return self._rest is not None
+        return self._rest is not None
 
     @property
     def received(self) -> int:
@@ -146,7 +150,8 @@ class Kept(Listed):
             awaited: somebody waits for it, and is to be told of failures (`fill_error`).
         """
         with self._changed:
-            self._awaited = self._awaited or awaited
+            if awaited:
+                self._awaited, self._most_unstored = True, FLUSH_AWAITED
             if self._rest is not None:
                 return
             sizes = self.listing.files
@@ -170,7 +175,7 @@ class Kept(Listed):
     # ---- what the fetcher tells, from its threads
 
     def moved(self, file: KeptFile) -> None:
-        if file.remote.complete or self.partial.unstored() >= FLUSH:
+        if file.remote.complete or self.partial.unstored() >= self._most_unstored:
             with self._changed:
                 if file.remote.complete:
                     self._arrived(file)
@@ -245,6 +250,7 @@ class Kept(Listed):
                     started.append(self._file(path))
                     self._filling.add(path)
         for file in started:
+            self.partial.reserve(file.path)
             file.remote.fill()
 
     def _run(self) -> None:
@@ -277,7 +283,8 @@ class Kept(Listed):
                         break
                     self._changed.wait(FLUSH_AFTER)
                     continue
-                if self.partial.unstored() >= FLUSH:
+                unstored, left = self.partial.unstored(), self._flushed + FLUSH_AFTER - time.monotonic()
+                if unstored >= self._most_unstored or (unstored and left <= 0):
                     return self._flush
                 if self.partial.is_complete():
                     return self._publish if self._download else self._seek
@@ -292,16 +299,15 @@ class Kept(Listed):
                 idle = not self._opened and not fills
                 if idle and lingered:
                     break
-                moved = self._changed.wait(LINGER if idle else FLUSH_AFTER)
+                moved = self._changed.wait(LINGER if idle else left if unstored else FLUSH_AFTER)
                 lingered = idle and not moved
-                if not moved and self.partial.unstored():
-                    return self._flush
             self._leaving = True
             return None
 
     def _flush(self) -> None:
         """Bring what came to stable storage, and let others see that something moves."""
         self.partial.flush()
+        self._flushed = time.monotonic()
         if self._download is not None:
             with (self._download.tmp / "progress").open("ab") as file:
                 file.write(b".")
@@ -330,14 +336,12 @@ class Kept(Listed):
             lock.release()
 
     def _check_space(self) -> None:
-        needed = self.manifest.size - self.received
-        free = shutil.disk_usage(self._layout.root).free
+        root, needed = self._layout.root, self.manifest.size - self.received
+        free = shutil.disk_usage(root).free
         if needed > free:
-            where = f"{free} bytes free in {self._layout.root}"
+            text = f"{self.listing.handle}: {needed} bytes to bring in, {free} bytes free in {root}"
             hint = "free some space or choose another directory with --cache-dir"
-            self._stop_filling(
-                DiskFullError(f"{self.listing.handle}: {needed} bytes to bring in, {where}", hint=hint)
-            )
+            self._stop_filling(DiskFullError(text, hint=hint))
 
     def _check(self, file: KeptFile) -> None:
         """Compare a file with its checksum, in a thread of the checks."""

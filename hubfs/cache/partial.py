@@ -31,10 +31,13 @@ from hubfs.cache.written import Written
 from hubfs.errors import CacheError, DamagedError, from_os_error
 from hubfs.hubs.base import Listing, RemoteFile
 from hubfs.transfer.chunks import CHUNK
+from hubfs.transfer.storage import allocate
 
 _FORMAT: Final = 2
 #: Bytes that are read of a file at once to check it.
 _STEP: Final = 4 << 20
+#: Bytes of a file for which it is worth the time to claim room.
+_LARGE: Final = 1 << 20
 
 
 class BusyError(CacheError):
@@ -138,6 +141,15 @@ class Partial:
             known = self._files[path].etag is not None or path in self._noted
             if known and self._written is not None:
                 self._written.add(path, numbers)
+
+    def reserve(self, path: str) -> None:
+        """Claim the room of a file that is going to be brought in as a whole, if it is large.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        if self._files[path].size >= _LARGE:
+            allocate(self._descriptor(path), self._files[path].size)
 
     def reader(self, path: str) -> int:
         """A descriptor of its own for somebody who reads a file; what is there of it is for others to know.

@@ -75,7 +75,7 @@ class TestOnDisk:
         assert kept(entry).partial.unstored() < FLUSH
         file.close()
 
-    def test_little_is_on_stable_storage_after_a_second(self, world: Listed) -> None:
+    def test_little_is_on_stable_storage_soon(self, world: Listed) -> None:
         entry = world.entry(read_ahead=False)
         file = entry.open(DATA, soon())
         file.read(10, 5 * MiB, soon())

@@ -125,6 +125,18 @@ class TestMap:
         assert status.st_size == len(CONTENT[BIG])
         assert status.st_blocks * 512 < 2 * CHUNK
 
+    def test_room_of_a_large_file_can_be_claimed(self, begin) -> None:
+        large = RemoteFile(BIG, 2 << 20, 1, '"e"')
+        partial = begin(replace(listing(), files={**listing().files, BIG: large}))
+        partial.write(BIG, CHUNK, CONTENT[BIG][CHUNK : 2 * CHUNK])
+        for path in CONTENT:
+            partial.reserve(path)
+        place = partial.files_directory / BIG
+        assert place.stat().st_size == large.size <= 512 * place.stat().st_blocks
+        assert place.read_bytes()[CHUNK : 2 * CHUNK] == CONTENT[BIG][CHUNK : 2 * CHUNK]
+        assert partial.present(BIG) == [1]
+        assert not (partial.files_directory / "saved_model.pb").exists()
+
     def test_reader_of_a_file_that_nobody_wrote_finds_its_size(self, begin) -> None:
         assert read(begin(), BIG) == bytes(len(CONTENT[BIG]))
 

@@ -50,9 +50,9 @@ class BucketHub(FaultHub):
         for name, content in tree.items():
             self.put(f"{handle_path}/{name}", content, etag)
 
-    def put(self, key: str, content: bytes, etag: str | None = AUTO) -> None:
-        """Have an object, or another one in its place."""
-        self.add(f"{BUCKET}/{key}", content, etag=etag)
+    def put(self, key: str, content: bytes, etag: str | None = AUTO, *, digests: bool = True) -> None:
+        """Have an object, or another one in its place. Without `digests` its ETag alone tells a checksum."""
+        self.add(f"{BUCKET}/{key}", content, etag=etag, digests=digests)
 
     def delete(self, key: str) -> None:
         self.remove(f"{BUCKET}/{key}")

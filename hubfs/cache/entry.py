@@ -14,7 +14,7 @@ from hubfs.cache.kept import Kept
 from hubfs.cache.listed import Listed
 from hubfs.cache.manifest import DirectoryInfo, FileInfo, Info, Manifest
 from hubfs.cache.readable import Readable, Wait, read_all
-from hubfs.errors import CacheError, NotFoundError, from_os_error
+from hubfs.errors import CacheError, ChangedOriginError, NotFoundError, from_os_error
 from hubfs.handles import MODEL_FILES, is_litter
 
 #: Seconds to wait for the end of a rename that is under way.
@@ -129,6 +129,9 @@ class Entry(EntryJobs):
         def published() -> Path | None:
             if self._manifest is not None:
                 return self._directory if self._transfer is None else None
+            if len(filled) == OPENS and isinstance(error := filled[-1].error, ChangedOriginError):
+                # What the hub gives is never what it lists.
+                raise error.with_traceback(None)
             self._advance()
             self._begin_listed()
             listed = self._listed

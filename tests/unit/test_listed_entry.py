@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hubfs.cache.entry import Entry, is_data
+from hubfs.cache.entry import OPENS, Entry, is_data
 from hubfs.cache.kept import Kept
 from hubfs.cache.manifest import DirectoryInfo, FileInfo
 from hubfs.cache.readable import Wait
@@ -352,14 +352,22 @@ class TestKeeping:
         with pytest.raises(OfflineError):
             world.entry(offline=True).manifest(soon())
 
-    @pytest.mark.logs("checksum")
+    @pytest.mark.logs("md5")
     def test_damage_that_stays_is_told_and_nothing_is_published(self, world: Listed) -> None:
-        world.hub.put(f"{MODEL}/{PB}", TREE[PB], etag=f'"{"0" * 32}"')
+        world.hub.put(f"{MODEL}/{PB}", TREE[PB], etag=f'"{"0" * 32}"', digests=False)
         entry = world.entry()
         with pytest.raises(DamagedError):
             entry.bring_in(soon())
         assert len(world.hub.reads(MODEL, PB)) == 2
         until(lambda: not list(world.cache.glob("*.partial")), "nothing of it to be left")
+        assert not (world.cache / entry.key).exists()
+
+    def test_hub_that_never_gives_what_it_lists(self, world: Listed) -> None:
+        world.hub.put(f"{MODEL}/{PB}", TREE[PB], etag=f'"{"0" * 32}"')
+        entry = world.entry()
+        with pytest.raises(ChangedOriginError, match=f"{PB} is not the file that was listed"):
+            entry.bring_in(soon())
+        assert len(world.hub.reads(MODEL, PB)) <= OPENS
         assert not (world.cache / entry.key).exists()
 
     def test_damage_that_passes_is_mended(self, world: Listed) -> None:

@@ -295,7 +295,7 @@ class Net:
 
 
 def _adapter(sockets: WeakSet[socket.socket], here: local) -> requests.adapters.HTTPAdapter:
-    """requests' adapter, except that the sockets of its connections can be found.
+    """requests' adapter, with connections that tell what they are at.
 
     Args:
         sockets: of all connections.
@@ -304,23 +304,33 @@ def _adapter(sockets: WeakSet[socket.socket], here: local) -> requests.adapters.
     import requests
     import urllib3
 
-    class Plain(urllib3.connection.HTTPConnection):
+    from hubfs.wire import Answer
+
+    class Told:
+        """Of a connection: its socket can be found, and an answer's bytes taken (`hubfs.wire`)."""
+
+        sock: Any
+        answer: Answer
+
+        def response_class(self, *args: Any, **options: Any) -> Answer:
+            self.answer = Answer(*args, **options)
+            return self.answer
+
         def connect(self) -> None:
-            super().connect()
+            super().connect()  # type: ignore[misc]
             sockets.add(self.sock)
 
         def getresponse(self) -> Any:
             here.call.uses(self.sock)
-            return super().getresponse()
+            response = super().getresponse()  # type: ignore[misc]
+            response.answer = self.answer
+            return response
 
-    class Secure(urllib3.connection.HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            sockets.add(self.sock)
+    class Plain(Told, urllib3.connection.HTTPConnection):  # type: ignore[misc]
+        pass
 
-        def getresponse(self) -> Any:
-            here.call.uses(self.sock)
-            return super().getresponse()
+    class Secure(Told, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
+        pass
 
     class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Plain

@@ -23,7 +23,7 @@ def read(
 ) -> bytes:
     """Bytes of a file, to its end if no `stop` is given."""
     stop = file.size if stop is None else stop
-    return b"".join(source.pieces(handle, file, start, stop, cancel or threading.Event()))
+    return b"".join(map(bytes, source.pieces(handle, file, start, stop, cancel or threading.Event())))
 
 
 class HttpSource:

@@ -53,11 +53,12 @@ class Source(Protocol):
 
     def pieces(
         self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event
-    ) -> Generator[bytes, None, None]:
+    ) -> Generator[bytes | memoryview, None, None]:
         """Bytes `start` to `stop` (exclusive) of a file, as they come: exactly so many. Tried once.
 
-        To be taken by one thread, and closed if it is left early. What was given before an error is the
-        file's, except that a `DamagedError` takes it all back. The last piece is given after all checks.
+        To be taken by one thread, and closed if it is left early. A piece is there until the next is asked
+        for. What was given before an error is the file's, except that a `DamagedError` takes it all back.
+        The last piece is given after all checks.
 
         Raises:
             ChangedOriginError: the file is another one than when it was listed; where `file` has an ETag,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 from hubfs.errors import StoppedError, UnavailableError
 
 #: Slower than this over the stall timeout, a connection counts as stalled. In bytes per second.
 _SLOWEST: Final = 1024
 
+Piece = TypeVar("Piece", bytes, memoryview)
+
 
 def watched(
-    pieces: Iterable[bytes], handle: str, stopped: Callable[[], bool], stall_timeout: float
-) -> Iterator[bytes]:
+    pieces: Iterable[Piece], handle: str, stopped: Callable[[], bool], stall_timeout: float
+) -> Iterator[Piece]:
     """The same pieces.
 
     Args:

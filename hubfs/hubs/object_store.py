@@ -1,7 +1,7 @@
 """Clients of object stores: which endpoint, whose credentials, what deadline, and what an error means.
 
-obstore does the talking (facts in PROTOCOLS §6). It is imported when the first bucket is asked for, or once
-the mount is up.
+obstore does the talking, but for reading objects that need no credentials (`hubfs.hubs.bucket`). It is
+imported when the first bucket is asked for, or once the mount is up.
 """
 
 from __future__ import annotations
@@ -155,8 +155,9 @@ class ObjectStores:
         Raises:
             HubfsError: the credentials do not allow it.
         """
-        if not _has_credentials(place):
-            return _plain_url(place)
+        public = public_url(place)
+        if public is not None:
+            return public
         store = self.store(handle, place)
         return self.call(handle, place, lambda: _sign(store, place.path))
 
@@ -345,7 +346,10 @@ def _has_credentials(place: BucketPath) -> bool:
     return _endpoint(place) is None and any(os.environ.get(name) for name in _GOOGLE_CREDENTIALS)
 
 
-def _plain_url(place: BucketPath) -> str:
+def public_url(place: BucketPath) -> str | None:
+    """The URL of an object, if it is asked for without credentials."""
+    if _has_credentials(place):
+        return None
     usual = _GOOGLE if place.scheme == "gs" else f"https://s3.{_region()}.amazonaws.com"
     return f"{_endpoint(place) or usual}/{place.bucket}/{quote(place.path)}"
 
@@ -399,10 +403,15 @@ def _from_status(status: int, text: str, handle: str, place: BucketPath) -> Hubf
     words = " ".join(re.findall(r"<(?:Code|Message)>([^<]*)</", text)[:2])
     known = from_status(status, handle, words=f"{place}: {words}" if words else str(place))
     if status in (401, 403):
-        names = _GOOGLE_CREDENTIALS if place.scheme == "gs" else _AMAZON_CREDENTIALS
-        asked = "the environment's credentials" if _has_credentials(place) else "no credentials"
-        known.hint = f"it was asked with {asked}; set {names[0]}"
+        known.hint = hint_of_refusal(place)
     return known
+
+
+def hint_of_refusal(place: BucketPath) -> str:
+    """What to do where a bucket refuses access."""
+    names = _GOOGLE_CREDENTIALS if place.scheme == "gs" else _AMAZON_CREDENTIALS
+    asked = "the environment's credentials" if _has_credentials(place) else "no credentials"
+    return f"it was asked with {asked}; set {names[0]}"
 
 
 def _first_line(error: Exception) -> str:

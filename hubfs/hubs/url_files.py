@@ -10,17 +10,18 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import google_crc32c
 
-from hubfs.errors import ChangedOriginError, DamagedError, ProtocolError, UnavailableError
+from hubfs.errors import ChangedOriginError, DamagedError, NotFoundError, ProtocolError, UnavailableError
 from hubfs.hubs.base import RemoteFile
 from hubfs.hubs.checksums import declared_digests
 from hubfs.hubs.flow import watched
 from hubfs.net import Net, Route, content_length, strong_etag
+from hubfs.wire import take_into
 
 if TYPE_CHECKING:
     import requests
@@ -63,14 +64,13 @@ class UrlFiles:
 
     def pieces(
         self, handle: str, file: RemoteFile, start: int, stop: int, cancel: threading.Event
-    ) -> Generator[bytes, None, None]:
+    ) -> Generator[memoryview, None, None]:
         """See `Source.pieces`. A whole file is checked against the server's checksum, if it gives one."""
         if start >= stop:
             return
         with self._lock:
             route = self._routes.setdefault(file.location, Route(file.location))
-        headers = {"Range": f"bytes={start}-{stop - 1}"}
-        with self._explain(), self._net.get(route, handle, headers) as response:
+        with self._explain(), self._asked(handle, file, route, start, stop) as response:
             skip = self._accept(handle, file, start, response)
             body = Body(response, handle, cancel, self._settings.stall_timeout)
             body.skip(skip)
@@ -92,6 +92,16 @@ class UrlFiles:
                     f"{handle}: the server sent {stop - start - left} of {stop - start} bytes",
                     hint="try again later",
                 )
+
+    @contextmanager
+    def _asked(
+        self, handle: str, file: RemoteFile, route: Route, start: int, stop: int
+    ) -> Iterator[requests.Response]:
+        try:
+            with self._net.get(route, handle, {"Range": f"bytes={start}-{stop - 1}"}) as response:
+                yield response
+        except NotFoundError as error:
+            raise _changed(handle, file, "it is gone") from error
 
     def _accept(self, handle: str, file: RemoteFile, start: int, response: requests.Response) -> int:
         """Compare an answer's head with what is known; returns how many of its bytes to leave out."""
@@ -158,15 +168,15 @@ class Body:
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes, fewer at the end. Raises as `pieces` does."""
-        return b"".join(self.pieces(count))
+        return b"".join(map(bytes, self.pieces(count)))
 
     def skip(self, count: int) -> None:
         """Read past bytes. Raises as `pieces` does."""
         for _ in self.pieces(count):
             pass
 
-    def pieces(self, count: int) -> Iterator[bytes]:
-        """The next `count` bytes as they come, fewer at the end.
+    def pieces(self, count: int) -> Iterator[memoryview]:
+        """The next `count` bytes as they come, fewer at the end. Each is there until the next is asked for.
 
         Raises:
             UnavailableError: the connection broke or is too slow.
@@ -174,20 +184,21 @@ class Body:
         """
         return watched(self._pieces(count), self._handle, self._cancel.is_set, self._stall_timeout)
 
-    def _pieces(self, count: int) -> Iterator[bytes]:
+    def _pieces(self, count: int) -> Iterator[memoryview]:
         import urllib3
 
+        room = memoryview(bytearray(min(count, _BLOCK)))
         while count:
             try:
-                piece: bytes = self._raw.read1(min(count, _BLOCK), decode_content=False)
+                taken = take_into(self._raw, room[:count])
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 raise UnavailableError(
                     f"{self._handle}: the connection broke: {error}", hint="try again later"
                 ) from error
-            if not piece:
+            if not taken:
                 return
-            count -= len(piece)
-            yield piece
+            count -= taken
+            yield room[:taken]
 
 
 class _Check:
@@ -200,9 +211,9 @@ class _Check:
         if file.crc32c is None and file.md5 is not None:
             self._md5 = hashlib.md5(usedforsecurity=False)
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: memoryview) -> None:
         if self._file.crc32c is not None:
-            self._crc32c = google_crc32c.extend(self._crc32c, data)
+            self._crc32c = google_crc32c.extend(self._crc32c, bytes(data))
         elif self._md5 is not None:
             self._md5.update(data)
 

@@ -382,7 +382,7 @@ def test_pieces(kaggle: KaggleServer, hub: Kaggle) -> None:
     file, cancel = found.files["data"], threading.Event()
 
     def pieces(start: int, stop: int) -> list[bytes]:
-        return list(found.source.pieces("h", file, start, stop, cancel))
+        return [bytes(piece) for piece in found.source.pieces("h", file, start, stop, cancel)]
 
     whole = pieces(0, file.size)
     assert b"".join(whole) == body

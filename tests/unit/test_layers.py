@@ -27,6 +27,7 @@ ORDER = (
     "transfer",
     "hubs",
     "net",
+    "wire",
     "sharing",
     "handles",
     "kaggle_handle",

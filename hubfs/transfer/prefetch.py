@@ -311,12 +311,11 @@ class Prefetch:
     def _ahead(self, now: float) -> Request | None:
         best: tuple[int, Request] | None = None
         windows = self._windows(now)
+        parts = max(2, int(DEPTH * self.policy.connections / max(1, len(windows))))
         for window, cursor, file in windows:
             lane = self._lane(file)
-            enough = lane.enough(self.policy)
-            if lane.busy >= enough or lane.rest > now or window < FIRST:
+            if lane.busy >= lane.enough(self.policy) or lane.rest > now or window < FIRST:
                 continue
-            parts = max(2, int(DEPTH * enough / len(windows)))
             end = min(cursor.position + window, file.size)
             start = file.gap(cursor.position, end)
             if start is None or (best is not None and start - cursor.position >= best[0]):

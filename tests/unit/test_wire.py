@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import ssl
@@ -29,6 +30,7 @@ class Server:
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self.script: Callable[[BaseHTTPRequestHandler], None] = whole
         self.connections = 0
+        self._open: list[socket.socket] = []
         self.sent = threading.Event()
         self.go_on = threading.Event()
         outer = self
@@ -38,6 +40,7 @@ class Server:
 
             def setup(self) -> None:
                 outer.connections += 1
+                outer._open.append(self.request)
                 super().setup()
 
             def do_GET(self) -> None:
@@ -47,6 +50,7 @@ class Server:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False  # `server_close` waits for them
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.url = f"{'https' if tls else 'http'}://localhost:{self._server.server_port}/"
@@ -57,6 +61,9 @@ class Server:
         self.go_on.set()
         self._server.shutdown()
         self._thread.join()
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
 

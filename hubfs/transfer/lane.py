@@ -80,9 +80,6 @@ class Lane:
     def request_size(self, policy: Policy, most: int | None = None) -> int:
         """Bytes of a request, `most` at most."""
         largest = policy.largest
-        if 2 * self.enough(policy) <= policy.connections:
-            # As many bytes are on their way in all.
-            largest *= 2
         slow = FIRST if self.rate is None else self.rate * REQUEST_SECONDS
         size = min(largest, largest if most is None else most, max(slow, FIRST))
         return max(CHUNK, int(size) // CHUNK * CHUNK)

@@ -314,7 +314,9 @@ class Prefetch:
         parts = max(2, int(DEPTH * self.policy.connections / max(1, len(windows))))
         for window, cursor, file in windows:
             lane = self._lane(file)
-            if lane.busy >= lane.enough(self.policy) or lane.rest > now or window < FIRST:
+            # Each of many readers may have one.
+            most = min(max(lane.enough(self.policy), len(windows)), self.policy.connections)
+            if lane.busy >= most or lane.rest > now or window < FIRST:
                 continue
             end = min(cursor.position + window, file.size)
             start = file.gap(cursor.position, end)

@@ -139,13 +139,13 @@ def test_as_many_connections_as_keep_the_processors_busy(processors: int, rate: 
     assert Lane(best=rate).enough(Policy(connections=1, processors=processors)) == 1
 
 
-@pytest.mark.parametrize(("enough", "mebibytes"), [(8, 8), (5, 8), (4, 16), (2, 16)])
-def test_fewer_requests_are_larger(enough: int, mebibytes: int) -> None:
-    policy = Policy(processors=enough)
-    lane = Lane(rate=PER_PROCESSOR, best=PER_PROCESSOR)
-    assert lane.enough(policy) == enough
-    assert lane.request_size(policy) == mebibytes * MiB
-    assert lane.request_size(policy, 3 * MiB) == 3 * MiB
+@pytest.mark.parametrize(("readers", "expected"), [(1, 2), (2, 2), (5, 5), (12, 8)])
+def test_many_readers_have_a_connection_each(readers: int, expected: int) -> None:
+    machine = Prefetch(Policy(processors=2))
+    machine.lanes[""].learn(PER_PROCESSOR)
+    for _ in range(readers):
+        machine.read(File(BIG), 0, 4 * MiB, 0)
+    assert len(asked(machine)) == expected
 
 
 @pytest.mark.parametrize(("reads", "expected"), [(False, 2), (True, 1)])
@@ -808,7 +808,7 @@ class Machine(RuleBasedStateMachine):
         assert 0 <= request.start < request.stop <= request.file.size
         assert request.start % CHUNK == 0
         assert request.stop % CHUNK == 0 or request.stop == request.file.size
-        assert request.stop - request.start <= 2 * self.policy.largest
+        assert request.stop - request.start <= self.policy.largest
         for other in self.sent:
             apart = other.stop <= request.start or request.stop <= other.at
             assert other.file is not request.file or apart

@@ -25,6 +25,8 @@ REST: Final = 1 << 20
 BACKLOG: Final = 4
 
 _libc = ctypes.CDLL(None)
+#: musl has it under its plain name only, with the same 64 bits.
+_fallocate = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None)
 
 
 class Storage:
@@ -90,7 +92,8 @@ def allocate(descriptor: int, size: int) -> None:
     It is a help only: where it cannot be had, whoever writes is told what is wrong. Not `os.posix_fallocate`:
     that one writes to each block where the file system knows no better, beside others who write there.
     """
-    _libc.fallocate64(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size))
+    if _fallocate is not None:
+        _fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size))
 
 
 def _sync_one(path: str, flags: int) -> None:

@@ -132,3 +132,16 @@ def test_closing_leaves_out_what_has_not_begun(tmp_path: Path, monkeypatch: pyte
     assert open_files(tmp_path) == before
     assert threading.active_count() == threads
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_room_is_claimed_where_the_system_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    if not known:
+        monkeypatch.setattr(storage_module, "_fallocate", None)
+    with (tmp_path / "f").open("wb+") as file:
+        file.truncate(1 << 20)
+        storage_module.allocate(file.fileno(), 1 << 20)
+        status = os.fstat(file.fileno())
+    assert (status.st_size, status.st_blocks * 512 >= 1 << 20) == (1 << 20, known)

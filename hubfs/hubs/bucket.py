@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hubfs.config import LoadFormat, Settings
 from hubfs.errors import (
-    AccessError,
     ChangedOriginError,
     HostileError,
     NotFoundError,
@@ -26,7 +24,7 @@ from hubfs.hubs.base import Listing, Origin, RemoteFile
 from hubfs.hubs.flow import watched
 from hubfs.hubs.found import Found
 from hubfs.hubs.object_store import BucketPath, ObjectStores, hint_of_refusal, public_url
-from hubfs.hubs.url_files import UrlFiles
+from hubfs.hubs.url_files import UrlFiles, advising
 from hubfs.net import Net
 
 if TYPE_CHECKING:
@@ -91,8 +89,8 @@ class Buckets:
         public = _public(place, files)
         if public is None:
             return Listing(handle, files, BucketFiles(self._stores, place, self._settings), str(place))
-        explain = functools.partial(_explained, place)
-        return Listing(handle, public, UrlFiles(self._net, self._settings, explain), str(place))
+        source = UrlFiles(self._net, self._settings, lambda: advising(lambda: hint_of_refusal(place)))
+        return Listing(handle, public, source, str(place))
 
     def prepare(self) -> None:
         """Load what the first request needs, before there is one."""
@@ -195,21 +193,12 @@ def _public(place: BucketPath, files: Mapping[str, RemoteFile]) -> dict[str, Rem
     To read them so takes half of the processor's time that obstore takes, and brings checksums with the
     bytes. A weak ETag would not tell that a file has changed.
     """
-    found = {}
-    for path, file in files.items():
-        url = public_url(dataclasses.replace(place, path=file.location))
-        if url is None or not (file.etag or "").startswith('"'):
-            return None
-        found[path] = dataclasses.replace(file, location=url)
-    return found
-
-
-@contextmanager
-def _explained(place: BucketPath) -> Iterator[None]:
-    try:
-        yield
-    except AccessError as error:
-        raise AccessError(error.message, hint=hint_of_refusal(place)) from error
+    base = public_url(dataclasses.replace(place, path=""))
+    if base is None or not all((file.etag or "").startswith('"') for file in files.values()):
+        return None
+    return {
+        path: dataclasses.replace(file, location=base + quote(file.location)) for path, file in files.items()
+    }
 
 
 def remote_file(meta: ObjectMeta, md5: bytes | None = None) -> RemoteFile:

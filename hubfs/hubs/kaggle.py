@@ -15,23 +15,18 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from hubfs.config import LoadFormat
-from hubfs.errors import (
-    AccessError,
-    ConfigError,
-    NotFoundError,
-    ProtocolError,
-)
+from hubfs.errors import ConfigError, NotFoundError, ProtocolError
 from hubfs.hubs.archive_url import probe
 from hubfs.hubs.base import Listing, Origin, RemoteFile
 from hubfs.hubs.found import Found
 from hubfs.hubs.kaggle_login import Credentials, find_credentials
-from hubfs.hubs.url_files import Body, UrlFiles
+from hubfs.hubs.url_files import Body, UrlFiles, advising
 from hubfs.kaggle_handle import KaggleModel, is_kaggle, parse
 from hubfs.net import Net
 
@@ -144,25 +139,25 @@ class Kaggle:
         return answer
 
 
-@contextmanager
-def helpful(model: KaggleModel) -> Iterator[None]:
+def helpful(model: KaggleModel) -> AbstractContextManager[None]:
     """Say what to do where Kaggle refuses: it answers so for a missing licence, login and model alike."""
-    try:
-        yield
-    except AccessError as error:
-        page = dataclasses.replace(model, version=None).handle
-        login = find_credentials(os.environ)
-        if login is None:
-            hint = (
-                f"log in: put a token from https://www.kaggle.com/settings into KAGGLE_API_TOKEN or "
-                f"~/.kaggle/access_token, and accept the model's licence at {page} if it has one"
-            )
-        else:
-            hint = (
-                f"accept the model's licence at {page} as the user of {login.where}; if that was done, make "
-                f"a new token at https://www.kaggle.com/settings"
-            )
-        raise AccessError(error.message, hint=f"{hint}; or there is no such model") from error
+    return advising(functools.partial(_advice, model))
+
+
+def _advice(model: KaggleModel) -> str:
+    page = dataclasses.replace(model, version=None).handle
+    login = find_credentials(os.environ)
+    if login is None:
+        hint = (
+            f"log in: put a token from https://www.kaggle.com/settings into KAGGLE_API_TOKEN or "
+            f"~/.kaggle/access_token, and accept the model's licence at {page} if it has one"
+        )
+    else:
+        hint = (
+            f"accept the model's licence at {page} as the user of {login.where}; if that was done, make "
+            f"a new token at https://www.kaggle.com/settings"
+        )
+    return f"{hint}; or there is no such model"
 
 
 def parse_time(text: object) -> int:

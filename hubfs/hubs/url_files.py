@@ -16,7 +16,14 @@ from urllib.parse import unquote, urlsplit
 
 import google_crc32c
 
-from hubfs.errors import ChangedOriginError, DamagedError, NotFoundError, ProtocolError, UnavailableError
+from hubfs.errors import (
+    AccessError,
+    ChangedOriginError,
+    DamagedError,
+    NotFoundError,
+    ProtocolError,
+    UnavailableError,
+)
 from hubfs.hubs.base import RemoteFile
 from hubfs.hubs.checksums import declared_digests
 from hubfs.hubs.flow import watched
@@ -32,6 +39,15 @@ if TYPE_CHECKING:
 _BLOCK = 256 << 10
 #: Where the server gives the whole instead of a range, so much of it is read past at most.
 _MAX_SKIP = 64 << 20
+
+
+@contextmanager
+def advising(advice: Callable[[], str]) -> Iterator[None]:
+    """Say what to do where access is refused."""
+    try:
+        yield
+    except AccessError as error:
+        raise AccessError(error.message, hint=advice()) from error
 
 
 class UrlFiles:

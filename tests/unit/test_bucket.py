@@ -364,6 +364,25 @@ class TestAmazon:
         with pytest.raises(ChangedOriginError):
             read(origin, "saved_model.pb", 0, 5)
 
+    def test_pieces(self, put: Callable[..., None], make: Callable[..., Buckets]) -> None:
+        content = os.urandom((3 << 20) + 12345)
+        put({"dir/data": content})
+        buckets = make()
+        origin = listing(buckets.locate("s3://models/dir"))
+        file, step = origin.files["data"], 256 << 10
+        for start, stop in [(0, file.size), (step, 3 << 20), (5, 1000), (9, 9)]:
+            pieces = [bytes(p) for p in origin.source.pieces("h", file, start, stop, NEVER)]
+            assert b"".join(pieces) == content[start:stop]
+        assert origin.source.declared(file) == file
+        left_early = origin.source.pieces("h", file, 0, file.size, NEVER)
+        assert content.startswith(next(left_early))
+        left_early.close()
+        stopped = origin.source.pieces("h", file, 0, file.size, threading.Event())
+        next(stopped)
+        buckets.shut_down()
+        with pytest.raises(StoppedError):
+            list(stopped)
+
     def test_public_objects_need_no_credentials(
         self, put: Callable[..., None], make: Callable[..., Buckets], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -30,6 +30,7 @@ from hubfs.errors import (
 )
 from hubfs.sharing import Sharing
 from hubfs.version import __version__
+from hubfs.wire import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -303,8 +304,6 @@ def _adapter(sockets: WeakSet[socket.socket], here: local) -> requests.adapters.
     """
     import requests
     import urllib3
-
-    from hubfs.wire import Answer
 
     class Told:
         """Of a connection: its socket can be found, and an answer's bytes taken (`hubfs.wire`)."""

@@ -83,7 +83,6 @@ class Kept(Listed):
         #: The key's lock, which keeps tensorflow_hub from downloading what is being brought in here.
         self._download: DownloadLock | None = None
         self._seeker = Seeker(listing.handle, key, layout, settings, owner)
-        self._most_unstored = FLUSH
         self._flushed = time.monotonic()
         self._opened = 0
         self._opening = 0
@@ -150,8 +149,7 @@ class Kept(Listed):
             awaited: somebody waits for it, and is to be told of failures (`fill_error`).
         """
         with self._changed:
-            if awaited:
-                self._awaited, self._most_unstored = True, FLUSH_AWAITED
+            self._awaited = self._awaited or awaited
             if self._rest is not None:
                 return
             sizes = self.listing.files
@@ -175,7 +173,7 @@ class Kept(Listed):
     # ---- what the fetcher tells, from its threads
 
     def moved(self, file: KeptFile) -> None:
-        if file.remote.complete or self.partial.unstored() >= self._most_unstored:
+        if file.remote.complete or self.partial.unstored() >= self._flush_size():
             with self._changed:
                 if file.remote.complete:
                     self._arrived(file)
@@ -284,7 +282,7 @@ class Kept(Listed):
                     self._changed.wait(FLUSH_AFTER)
                     continue
                 unstored, left = self.partial.unstored(), self._flushed + FLUSH_AFTER - time.monotonic()
-                if unstored >= self._most_unstored or (unstored and left <= 0):
+                if unstored >= self._flush_size() or (unstored and left <= 0):
                     return self._flush
                 if self.partial.is_complete():
                     return self._publish if self._download else self._seek
@@ -303,6 +301,9 @@ class Kept(Listed):
                 lingered = idle and not moved
             self._leaving = True
             return None
+
+    def _flush_size(self) -> int:
+        return FLUSH_AWAITED if self._awaited else FLUSH
 
     def _flush(self) -> None:
         """Bring what came to stable storage, and let others see that something moves."""

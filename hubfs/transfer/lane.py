@@ -77,9 +77,7 @@ class Lane:
         wanted = math.ceil(policy.processors * PER_PROCESSOR / self.best)
         return min(policy.connections, max(2, wanted))
 
-    def request_size(self, policy: Policy, most: int | None = None) -> int:
+    def request_size(self, most: int) -> int:
         """Bytes of a request, `most` at most."""
-        largest = policy.largest
         slow = FIRST if self.rate is None else self.rate * REQUEST_SECONDS
-        size = min(largest, largest if most is None else most, max(slow, FIRST))
-        return max(CHUNK, int(size) // CHUNK * CHUNK)
+        return max(CHUNK, int(min(most, max(slow, FIRST))) // CHUNK * CHUNK)

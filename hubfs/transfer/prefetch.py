@@ -205,7 +205,10 @@ class Prefetch:
 
     def next(self, now: float) -> Request | None:
         """The request to send now; `None` if there is none until something happens or `wake` has come."""
-        request = self._again(now) or self._demand(now) or self._ahead(now) or self._filling(now)
+        request = self._again(now) or self._demand(now)
+        if request is None:
+            windows = self._windows(now)
+            request = self._ahead(now, windows) or self._filling(now, reading=bool(windows))
         if request is not None:
             request.file.mark(request.start, request.stop, ASKED)
             self._lane(request.file).busy += 1
@@ -303,14 +306,13 @@ class Prefetch:
             start = want.file.gap(want.start, want.stop)
             if start is None or not self._is_free(want.file):
                 continue
-            lane = self._lane(want.file)
-            size = min(lane.request_size(self.policy), max(FIRST, whole(want.stop - start)))
+            most = self._lane(want.file).request_size(self.policy.largest)
+            size = min(most, max(FIRST, whole(want.stop - start)))
             return Request(want.file, start, want.file.gap_end(start, size), Kind.DEMAND, now)
         return None
 
-    def _ahead(self, now: float) -> Request | None:
+    def _ahead(self, now: float, windows: list[tuple[int, Cursor, File]]) -> Request | None:
         best: tuple[int, Request] | None = None
-        windows = self._windows(now)
         parts = max(2, int(DEPTH * self.policy.connections / max(1, len(windows))))
         for window, cursor, file in windows:
             lane = self._lane(file)
@@ -322,7 +324,7 @@ class Prefetch:
             start = file.gap(cursor.position, end)
             if start is None or (best is not None and start - cursor.position >= best[0]):
                 continue
-            size = lane.request_size(self.policy, max(FIRST, window // parts))
+            size = lane.request_size(min(self.policy.largest, max(FIRST, window // parts)))
             stop = file.gap_end(start, size)
             # A window that moves by a few bytes is no reason for a request of a few bytes.
             if stop > end and stop - start == size:
@@ -346,10 +348,9 @@ class Prefetch:
             left -= granted
         return windows
 
-    def _filling(self, now: float) -> Request | None:
+    def _filling(self, now: float, reading: bool) -> Request | None:
         complete = []
         found = None
-        reading = bool(self._fill and self._windows(now))
         for file in self._fill:
             if not file.missing:
                 complete.append(file)
@@ -362,7 +363,7 @@ class Prefetch:
             if start is None or lane.busy >= most or lane.rest > now:
                 continue
             file.filled = start // CHUNK
-            stop = file.gap_end(start, lane.request_size(self.policy))
+            stop = file.gap_end(start, lane.request_size(self.policy.largest))
             found = Request(file, start, stop, Kind.FILL, now)
             break
         for file in complete:

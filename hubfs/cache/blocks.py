@@ -46,7 +46,7 @@ def divide(limit: int, policy: Policy) -> tuple[int, Policy]:
     largest = max(CHUNK, largest)
     blocks = max(CHUNK, min(limit * BLOCKS // 16, limit - policy.connections * largest))
     return blocks, dataclasses.replace(
-        policy, largest=largest, budget=min(policy.budget, blocks * FRESH // 4)
+        policy, largest=largest, quick=0, budget=min(policy.budget, blocks * FRESH // 4)
     )
 
 

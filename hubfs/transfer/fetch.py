@@ -20,7 +20,7 @@ from hubfs.errors import (
     internal_error,
 )
 from hubfs.transfer.chunks import CHUNK, whole
-from hubfs.transfer.lane import BUDGET, Policy
+from hubfs.transfer.lane import QUICK, Policy
 from hubfs.transfer.prefetch import File, Prefetch, Request, Want
 from hubfs.transfer.sink import Sink
 
@@ -420,15 +420,11 @@ class Fetcher:
         self._start(taken)
 
 
-def policy(settings: Settings, budget: int = BUDGET) -> Policy:
-    """The policy that a user's settings mean.
-
-    Args:
-        budget: bytes to read ahead, over all readers.
-    """
+def policy(settings: Settings) -> Policy:
+    """The policy that a user's settings mean, for bytes that are not kept in memory."""
     return Policy(
         connections=settings.connections,
-        budget=budget,
+        quick=QUICK,
         processors=len(os.sched_getaffinity(0)),
         retries=settings.retries,
         retry_delay=settings.retry_delay,

@@ -14,6 +14,10 @@ FIRST: Final = 1 << 20
 #: Bytes of a request at most. At 1 Gbit/s and 30 ms a connection brings something two thirds of the time;
 #: more would bind memory and delay what is wanted meanwhile.
 LARGEST: Final = 8 << 20
+#: The same on a line that brings so much in QUICK_SECONDS: what a request costs the processors, half a
+#: millisecond here and as much at the hub, is a tenth of the time that eight mebibytes take there.
+QUICK: Final = 32 << 20
+QUICK_SECONDS: Final = 0.06
 #: Seconds that a request should not exceed on a slow line: so long may others have to wait behind it.
 REQUEST_SECONDS: Final = 0.5
 #: Bytes that are read ahead at most, over all readers.
@@ -31,7 +35,8 @@ class Policy:
     Attributes:
         connections: requests on their way to one host at most.
         budget: bytes to read ahead, over all readers; 0 turns it off.
-        largest: bytes of a request at most.
+        largest: bytes of a request at most;
+        quick: the same where they take no more than `QUICK_SECONDS`.
         processors: of the machine.
         retries: attempts in a row that may fail without any progress.
         retry_delay: seconds before the first repetition; they double with each further one.
@@ -40,6 +45,7 @@ class Policy:
     connections: int = 8
     budget: int = BUDGET
     largest: int = LARGEST
+    quick: int = 0
     processors: int = 8
     retries: int = 5
     retry_delay: float = 0.5
@@ -77,7 +83,8 @@ class Lane:
         wanted = math.ceil(policy.processors * PER_PROCESSOR / self.best)
         return min(policy.connections, max(2, wanted))
 
-    def request_size(self, most: int) -> int:
-        """Bytes of a request, `most` at most."""
-        slow = FIRST if self.rate is None else self.rate * REQUEST_SECONDS
-        return max(CHUNK, int(min(most, max(slow, FIRST))) // CHUNK * CHUNK)
+    def request_size(self, most: int, quick: int) -> int:
+        """Bytes of a request: `most` at most, or `quick` where they take no more than `QUICK_SECONDS`."""
+        rate = self.rate or 0.0
+        most = max(most, int(min(quick, rate * QUICK_SECONDS)))
+        return max(CHUNK, int(min(most, max(rate * REQUEST_SECONDS, FIRST))) // CHUNK * CHUNK)

@@ -24,6 +24,8 @@ from hubfs.transfer.lane import FIRST, Lane, Policy
 JUMP: Final = 8 << 20
 #: Requests that are read ahead for each connection: all are busy while the reader waits for the first ones.
 DEPTH: Final = 1.5
+#: Requests that a window is asked for in at least, however quick the line is.
+PARTS: Final = 4
 #: Cursors of a file at most. The one that was used last stays.
 CURSORS: Final = 16
 #: A cursor that did not move for so many seconds is given no part of the budget.
@@ -306,7 +308,7 @@ class Prefetch:
             start = want.file.gap(want.start, want.stop)
             if start is None or not self._is_free(want.file):
                 continue
-            most = self._lane(want.file).request_size(self.policy.largest)
+            most = self._lane(want.file).request_size(self.policy.largest, self.policy.quick)
             size = min(most, max(FIRST, whole(want.stop - start)))
             return Request(want.file, start, want.file.gap_end(start, size), Kind.DEMAND, now)
         return None
@@ -324,7 +326,8 @@ class Prefetch:
             start = file.gap(cursor.position, end)
             if start is None or (best is not None and start - cursor.position >= best[0]):
                 continue
-            size = lane.request_size(min(self.policy.largest, max(FIRST, window // parts)))
+            share = min(self.policy.largest, max(FIRST, window // parts))
+            size = lane.request_size(share, min(self.policy.quick, window // PARTS))
             stop = file.gap_end(start, size)
             # A window that moves by a few bytes is no reason for a request of a few bytes.
             if stop > end and stop - start == size:
@@ -363,7 +366,7 @@ class Prefetch:
             if start is None or lane.busy >= most or lane.rest > now:
                 continue
             file.filled = start // CHUNK
-            stop = file.gap_end(start, lane.request_size(self.policy.largest))
+            stop = file.gap_end(start, lane.request_size(self.policy.largest, self.policy.quick))
             found = Request(file, start, stop, Kind.FILL, now)
             break
         for file in complete:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hubfs.transfer.chunks import CHUNK, MISSING, PRESENT
-from hubfs.transfer.lane import BUDGET, FADING, FIRST, LARGEST, PER_PROCESSOR, Lane, Policy
+from hubfs.transfer.lane import BUDGET, FADING, FIRST, LARGEST, PER_PROCESSOR, QUICK, Lane, Policy
 from hubfs.transfer.prefetch import (
     ACTIVE,
     CURSORS,
@@ -111,6 +111,34 @@ def test_requests_fit_the_line(seconds: float, mebibytes: float) -> None:
     machine.done(first, seconds)
     (second,) = asked(machine, seconds)
     assert second.stop - second.start == mebibytes * MiB
+
+
+@pytest.mark.parametrize(
+    ("rate", "mebibytes"), [(86e6, 8), (125e6, 8), (300e6, 17), (600e6, 32), (5e9, 32)], ids=lambda v: str(v)
+)
+@pytest.mark.parametrize("why", list(Kind))
+def test_quick_line_has_large_requests_where_they_bind_no_memory(
+    why: Kind, rate: float, mebibytes: int
+) -> None:
+    for quick, expected in ((QUICK, mebibytes), (0, 8)):
+        machine, file = Prefetch(Policy(connections=2, processors=1, quick=quick)), File(BIG)
+        machine.lanes[""].learn(rate)
+        if why is Kind.DEMAND:
+            wait_for(machine, file, 0, BIG)
+        elif why is Kind.AHEAD:
+            machine.read(file, 0, 256 * MiB, 0)
+        else:
+            machine.fill(file)
+        first = asked(machine)[0]
+        assert first.kind is why
+        assert (first.stop - first.start) // MiB == expected
+
+
+def test_little_that_is_read_ahead_is_asked_for_in_parts_on_a_quick_line_too() -> None:
+    machine, file = Prefetch(Policy(quick=QUICK)), File(BIG)
+    machine.lanes[""].learn(5e9)
+    machine.read(file, 0, 4 * MiB, 0)  # a window of 16 MiB
+    assert spans(asked(machine)) == [(4, 8), (8, 12)]
 
 
 @pytest.mark.parametrize(

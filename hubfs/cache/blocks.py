@@ -17,7 +17,6 @@ from hubfs.errors import DamagedError, HubfsError, StoppedError
 from hubfs.transfer.chunks import CHUNK, span
 from hubfs.transfer.fetch import Awaited, Fetcher, Remote, policy
 from hubfs.transfer.lane import Policy
-from hubfs.transfer.prefetch import Kind
 from hubfs.transfer.sink import Sink
 
 if TYPE_CHECKING:
@@ -285,11 +284,11 @@ class MemoryFile(Sink):
         """One of its blocks was dropped for another (`Sink.room`)."""
         self.remote.forget(number * CHUNK, min((number + 1) * CHUNK, self._size))
 
-    def room(self, start: int, stop: int, kind: Kind) -> int:
+    def room(self, start: int, stop: int, *, urgent: bool) -> int:
         if self._spoilt:
             return start
         first, last = span(start, stop)
-        count = self._blocks.reserve(self, first, last, urgent=kind is Kind.DEMAND)
+        count = self._blocks.reserve(self, first, last, urgent=urgent)
         return min((first + count) * CHUNK, stop)
 
     def write(self, start: int, data: bytes | memoryview) -> None:

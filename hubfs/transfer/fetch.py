@@ -127,7 +127,7 @@ class Remote:
         def begin(machine: Prefetch, now: float) -> None:
             self.awaited.append(awaited)
             if not self.cancel.is_set():
-                machine.wants.append(want)
+                machine.want(want)
 
         def end(machine: Prefetch, now: float) -> None:
             self.awaited.remove(awaited)
@@ -257,7 +257,11 @@ class Fetcher:
         now, taken = time.monotonic(), []
         while not self._closed and (request := self._machine.next(now)) is not None:
             remote = self._remotes[request.file]
-            room = remote.sink.room(request.start, request.stop, request.kind)
+            room = request.urgent
+            if request.start < room:
+                room = remote.sink.room(request.start, room, urgent=True)
+            if room == request.urgent < request.stop:
+                room = remote.sink.room(room, request.stop, urgent=False)
             if room < request.stop:
                 self._machine.shorten(request, room)
                 if room <= request.start:
@@ -358,7 +362,7 @@ class Fetcher:
             remote.sink.kept(start, upto)
             remote.received += upto - start
             self._machine.arrived(request, upto)
-            self._wake_ready(remote)
+            self._wake_ready(remote, start, upto)
         remote.sink.moved()
 
     def _land(
@@ -387,7 +391,7 @@ class Fetcher:
                 )  # fmt: skip
                 remote.sink.dropped(start, stop)
             hit = [each for each in remote.awaited if given_up and each.want.touches(request)]
-            self._wake_ready(remote)
+            self._wake_ready(remote, start, stop)
             taken = self._take()
         if error is not None and not isinstance(error, StoppedError):
             log.log(logging.DEBUG if given_up else logging.INFO, "%s (%d to %d)", error, start, stop)
@@ -398,20 +402,21 @@ class Fetcher:
             with self._lock:
                 for each in hit:
                     each.error = error
-                self._wake_ready(remote)
+                    each.woken.set()
         remote.sink.moved()
         return taken
 
-    def _wake_ready(self, remote: Remote) -> None:
-        """Let those who wait for a file look again, if it is of use to them. The lock must be held."""
+    def _wake_ready(self, remote: Remote, start: int, stop: int) -> None:
+        """Let those who wait for a range that came look again, if they have all. The lock must be held."""
         for each in remote.awaited:
-            if each.error is not None or remote.cancel.is_set() or remote.has(each.want.start, each.enough):
+            if each.want.start < stop and start < each.enough and remote.has(each.want.start, each.enough):
                 each.woken.set()
 
     def _remove(self, remote: Remote) -> None:
         with self._lock:
             remote.cancel.set()
-            self._wake_ready(remote)
+            for each in remote.awaited:
+                each.woken.set()
             if self._remotes.pop(remote.state, None) is not None:
                 self._machine.remove(remote.state)
             while remote.writing:

@@ -108,6 +108,7 @@ class Request:
 
     Attributes:
         attempt: counts from 1.
+        urgent: what is behind this is only read ahead.
         began: when it was sent.
         at: up to where its bytes have come.
     """
@@ -118,10 +119,17 @@ class Request:
     kind: Kind
     began: float
     attempt: int = 1
+    urgent: int = -1
     at: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.at = self.start
+        if self.urgent < 0:
+            self.urgent = self.stop if self.kind is Kind.DEMAND else self.start
+
+
+#: Bytes to read ahead of a cursor.
+_Window = tuple[int, Cursor, File]
 
 
 @dataclass
@@ -158,14 +166,19 @@ class Prefetch:
             # Who begins at the start most often goes on; elsewhere a second read has to show it.
             cursor = Cursor(stop, 0 if start else stop, now)
         file.cursors = [*file.cursors[-CURSORS + 1 :], cursor]
-        self._files[file] = None
+        self._follow(file)
         return True
 
     def expect(self, file: File, start: int, size: int, now: float) -> None:
         """Somebody is going to read a file from `start` on: so many bytes are read ahead."""
         if not any(cursor.position == start for cursor in file.cursors):
             file.cursors = [Cursor(start, size // 4, now), *file.cursors[-CURSORS + 1 :]]
-            self._files[file] = None
+            self._follow(file)
+
+    def want(self, want: Want) -> None:
+        """Somebody waits for a range from now on."""
+        self._lane(want.file)
+        self.wants.append(want)
 
     def unwant(self, want: Want) -> None:
         """Nobody waits for it any more; it may be over already."""
@@ -177,6 +190,7 @@ class Prefetch:
 
     def fill(self, file: File) -> None:
         """Bring in all of a file, after those for which that was said before."""
+        self._lane(file)
         self._fill[file] = None
 
     def is_filling(self, file: File) -> bool:
@@ -207,6 +221,9 @@ class Prefetch:
 
     def next(self, now: float) -> Request | None:
         """The request to send now; `None` if there is none until something happens or `wake` has come."""
+        # All hosts have a lane that there is anything to ask for. Most often all are busy while many read.
+        if all(lane.busy >= self.policy.connections for lane in self.lanes.values()):
+            return None
         request = self._again(now) or self._demand(now)
         if request is None:
             windows = self._windows(now)
@@ -310,12 +327,23 @@ class Prefetch:
                 continue
             most = self._lane(want.file).request_size(self.policy.largest, self.policy.quick)
             size = min(most, max(FIRST, whole(want.stop - start)))
-            return Request(want.file, start, want.file.gap_end(start, size), Kind.DEMAND, now)
+            more = min(most, self._run_on(want.file, start, now))
+            stop = want.file.gap_end(start, max(size, more))
+            return Request(want.file, start, stop, Kind.DEMAND, now, urgent=min(start + size, stop))
         return None
 
-    def _ahead(self, now: float, windows: list[tuple[int, Cursor, File]]) -> Request | None:
+    def _run_on(self, file: File, start: int, now: float) -> int:
+        """Bytes from `start` on for somebody who reads there in order: else it would go on in small steps."""
+        windows = self._windows(now)
+        ends = [
+            min(cursor.position + window, start + self._part(file, window, len(windows)))
+            for window, cursor, other in windows
+            if other is file and start <= cursor.position <= start + JUMP
+        ]
+        return max(ends, default=start) - start
+
+    def _ahead(self, now: float, windows: list[_Window]) -> Request | None:
         best: tuple[int, Request] | None = None
-        parts = max(2, int(DEPTH * self.policy.connections / max(1, len(windows))))
         for window, cursor, file in windows:
             lane = self._lane(file)
             # Each of many readers may have one.
@@ -326,8 +354,7 @@ class Prefetch:
             start = file.gap(cursor.position, end)
             if start is None or (best is not None and start - cursor.position >= best[0]):
                 continue
-            share = min(self.policy.largest, max(FIRST, window // parts))
-            size = lane.request_size(share, min(self.policy.quick, window // PARTS))
+            size = self._part(file, window, len(windows))
             stop = file.gap_end(start, size)
             # A window that moves by a few bytes is no reason for a request of a few bytes.
             if stop > end and stop - start == size:
@@ -335,7 +362,13 @@ class Prefetch:
             best = start - cursor.position, Request(file, start, stop, Kind.AHEAD, now)
         return best[1] if best else None
 
-    def _windows(self, now: float) -> list[tuple[int, Cursor, File]]:
+    def _part(self, file: File, window: int, readers: int) -> int:
+        """Bytes of a request for some of a window."""
+        parts = max(2, int(DEPTH * self.policy.connections / readers))
+        share = min(self.policy.largest, max(FIRST, window // parts))
+        return self._lane(file).request_size(share, min(self.policy.quick, window // PARTS))
+
+    def _windows(self, now: float) -> list[_Window]:
         """Bytes to read ahead for each cursor: what its run deserves, or an equal part of what is left."""
         windows = [
             (cursor.window, cursor, file)
@@ -372,6 +405,11 @@ class Prefetch:
         for file in complete:
             del self._fill[file]
         return found
+
+    def _follow(self, file: File) -> None:
+        """A file has cursors now."""
+        self._lane(file)
+        self._files[file] = None
 
     def _lane(self, file: File) -> Lane:
         return self.lanes[file.lane]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hubfs.errors import HubfsError
-    from hubfs.transfer.prefetch import Kind
 
 
 class Sink:
@@ -16,8 +15,15 @@ class Sink:
     it.
     """
 
-    def room(self, start: int, stop: int, kind: Kind) -> int:
-        """Make room for a range that is going to be asked for; returns up to where there is some."""
+    def room(self, start: int, stop: int, *, urgent: bool) -> int:
+        """Make room for a range that is going to be asked for.
+
+        Args:
+            urgent: somebody waits for it.
+
+        Returns:
+            up to where there is some.
+        """
         return stop
 
     def write(self, start: int, data: bytes | memoryview) -> None:

@@ -127,6 +127,25 @@ def until(disk: Disk, true: Callable[[], bool]) -> None:
         assert disk.waiter.everything.wait_for(true, 30)
 
 
+@pytest.mark.parametrize("room", [0, CHUNK, 3 * MiB, None])
+def test_room_is_made_at_others_cost_only_for_what_somebody_waits_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, room: int | None
+) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    def give(disk: Disk, start: int, stop: int, *, urgent: bool) -> int:
+        asked.append((start, stop, urgent))
+        return stop if urgent or room is None else min(stop, start + room)
+
+    monkeypatch.setattr(Disk, "room", give)
+    remote, disk = world.open()
+    remote.expect(8 * MiB, 16 * MiB)  # a run that goes on there
+    assert get(remote, disk, 8 * MiB, 8 * MiB + 10) == BODY[8 * MiB : 8 * MiB + 10]
+    assert [range_ for *range_, urgent in asked if urgent] == ([] if room != 0 else [[8 * MiB, 9 * MiB]])
+    assert all(start < stop for start, stop, _ in asked)
+    assert get(remote, disk, len(BODY) - 5, len(BODY)) == BODY[-5:]
+
+
 def test_file_is_read_in_order_and_each_byte_fetched_once(world: World) -> None:
     remote, disk = world.open()
     parts = [get(remote, disk, at, min(at + 128 * 1024, len(BODY))) for at in range(0, len(BODY), 128 * 1024)]

@@ -43,7 +43,7 @@ def spans(requests: Iterable[Request], unit: int = MiB) -> list[tuple[float, flo
 def wait_for(machine: Prefetch, file: File, start: int, stop: int) -> Want:
     """Somebody waits for a range, until `unwant`."""
     want = Want(file, start, min(stop, file.size))
-    machine.wants.append(want)
+    machine.want(want)
     return want
 
 
@@ -247,6 +247,62 @@ def test_random_reads_near_to_each_other_are_no_run() -> None:
     for _ in range(200):
         read(machine, file, 500 * MiB + numbers.randrange(4 * MiB), 4096)
     assert max(cursor.window for cursor in file.cursors) < FIRST
+
+
+@pytest.mark.parametrize(("readers", "mebibytes"), [(1, 8), (8, 8), (64, 1)])
+def test_who_waits_in_a_run_is_not_given_it_in_small_steps(readers: int, mebibytes: int) -> None:
+    """Many readers keep all connections busy with what they wait for: nothing is ever read ahead."""
+    machine, files = Prefetch(), [File(BIG) for _ in range(readers)]
+    machine.lanes[""].learn(86e6)
+    for file in files:
+        machine.read(file, 0, 40 * MiB, 0)
+        file.mark(0, 40 * MiB, PRESENT)
+        # As the kernel does: several requests at a time.
+        for at in range(40, 48):
+            machine.read(file, at * MiB, (at + 1) * MiB, 0)
+    for at in range(40, 48):
+        for file in files:
+            wait_for(machine, file, at * MiB, (at + 1) * MiB)
+    sent = asked(machine)
+    assert [request.kind for request in sent[:readers]] == [Kind.DEMAND] * min(readers, 8)
+    assert spans(sent[:1]) == [(40, 40 + mebibytes)]
+    assert sent[0].urgent == 41 * MiB
+
+
+def test_who_waits_elsewhere_is_given_a_mebibyte() -> None:
+    machine, file = Prefetch(), File(BIG)
+    machine.lanes[""].learn(86e6)
+    machine.read(file, 0, 40 * MiB, 0)
+    file.mark(0, 40 * MiB, PRESENT)
+    for at in (20, 500):
+        file.mark(at * MiB, (at + 1) * MiB, MISSING)
+        machine.read(file, at * MiB, at * MiB + 4096, 0)
+        wait_for(machine, file, at * MiB, at * MiB + 4096)
+        request = machine.next(0)
+        assert request is not None and request.kind is Kind.DEMAND
+        assert spans([request]) == [(at, at + 1)]
+
+
+def test_what_one_waits_for_is_not_asked_for_beyond_the_window() -> None:
+    machine, file = Prefetch(Policy(budget=3 * MiB)), File(BIG)
+    machine.lanes[""].learn(86e6)
+    machine.read(file, 0, 40 * MiB, 0)
+    file.mark(0, 39 * MiB, PRESENT)
+    wait_for(machine, file, 39 * MiB, 40 * MiB)
+    (request,) = asked(machine)[:1]
+    assert request.stop <= 43 * MiB
+
+
+def test_host_that_was_never_asked_does_not_wait_for_one_that_is_busy() -> None:
+    machine = Prefetch(Policy(connections=1))
+    for host in ("a", "b"):
+        wait_for(machine, File(BIG, host), 0, 1)
+        assert [request.file.lane for request in asked(machine)] == [host]
+    machine.fill(File(BIG, "c"))
+    assert [request.file.lane for request in asked(machine)] == ["c"]
+    other = File(BIG, "d")
+    machine.read(other, 0, 4 * MiB, 0)
+    assert [request.file.lane for request in asked(machine)] == ["d"]
 
 
 def running(machine: Prefetch, file: File, stop: int, start: int = 0, now: float = 0.0) -> None:

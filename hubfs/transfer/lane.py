@@ -14,8 +14,8 @@ FIRST: Final = 1 << 20
 #: Bytes of a request at most. At 1 Gbit/s and 30 ms a connection brings something two thirds of the time;
 #: more would bind memory and delay what is wanted meanwhile.
 LARGEST: Final = 8 << 20
-#: The same on a line that brings so much in QUICK_SECONDS: what a request costs the processors, half a
-#: millisecond here and as much at the hub, is a tenth of the time that eight mebibytes take there.
+#: The same on a line that brings so much in QUICK_SECONDS. Each request takes the processors a millisecond,
+#: here and at the hub together: a tenth of the time that 8 MiB take at 800 MB/s.
 QUICK: Final = 32 << 20
 QUICK_SECONDS: Final = 0.06
 #: Seconds that a request should not exceed on a slow line: so long may others have to wait behind it.
@@ -35,8 +35,8 @@ class Policy:
     Attributes:
         connections: requests on their way to one host at most.
         budget: bytes to read ahead, over all readers; 0 turns it off.
-        largest: bytes of a request at most;
-        quick: the same where they take no more than `QUICK_SECONDS`.
+        largest: bytes of a request at most.
+        quick: the same where they take no more than `QUICK_SECONDS`, if it is more.
         processors: of the machine.
         retries: attempts in a row that may fail without any progress.
         retry_delay: seconds before the first repetition; they double with each further one.

@@ -333,7 +333,10 @@ class Prefetch:
         return None
 
     def _run_on(self, file: File, start: int, now: float) -> int:
-        """Bytes from `start` on for somebody who reads there in order: else it would go on in small steps."""
+        """Bytes from `start` on for somebody who reads there in order.
+
+        While many wait, nothing is read ahead of anybody: all would go on in steps of what each waits for.
+        """
         windows = self._windows(now)
         ends = [
             min(cursor.position + window, start + self._part(file, window, len(windows)))

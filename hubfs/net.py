@@ -418,8 +418,8 @@ def parse_retry_after(value: str | None, now: float | None = None) -> float | No
     """Seconds of a `Retry-After` header: a number or an HTTP date (RFC 9110 §10.2.3)."""
     if not value:
         return None
-    if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
-        return float(value)
+    if match := re.fullmatch(r"[ \t]*([0-9]{1,9})[ \t]*", value):
+        return float(match[1])
     try:
         when = email.utils.parsedate_to_datetime(value)
     except (TypeError, ValueError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hubfs import net as net_module
@@ -573,6 +573,7 @@ def test_retry_after(text: str | None, seconds: float | None) -> None:
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=40) | st.text("0123456789²³¹ :,-GMT", max_size=40))
+@example("0\x1f")
 def test_retry_after_is_never_trouble(text: str) -> None:
     seconds = parse_retry_after(text, now=10.0)
     assert seconds is None or seconds >= 0

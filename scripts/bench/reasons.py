@@ -27,8 +27,7 @@ _REASONS: Final[Mapping[tuple[str, str], str]] = {
     ("stream", "cold load of large, 1007 MB, loopback, AUTO, beside rclone"): (
         "both CPUs are busy: TensorFlow takes 0.6 to 0.9 s from a local disk, the server has 0.2 s of work, "
         "the daemon 1.0 s (what comes, the disk's cache, the kernel's questions); rclone keeps nothing here "
-        "and checks nothing. With nothing else measured in between it takes 1.1 to 1.2 s and "
-        "rclone 1.7 to 1.9 s"
+        "and checks nothing"
     ),
     ("stream", "daemon killed"): (
         "what the server had sent into the connections' buffers when the daemon was killed, while the CPUs "

@@ -314,12 +314,13 @@ class Store:
         snapshots = [entry.snapshot() for entry in self.running()]
         running = [found for found in snapshots if found.state != State.LOCATED.value]
         models, size = self.index.totals()
+        total, free = self.space()
         return {
             "cache": {
                 "dir": str(self.layout.root),
                 "size": size,
                 "models": models,
-                "free": self.space()[1],
+                "free": free if total else None,
             },
             "shared_cache": self._fleet and {"url": self._fleet.url, "uploads": self._fleet.uploads},
             "transfers": [

@@ -632,6 +632,7 @@ def test_models_of_a_missing_cache(store: Store) -> None:
     assert list(models(store.layout)) == []
     assert store.status()["cache"]["models"] == 0
     assert store.space() == (0, 0)
+    assert store.status()["cache"]["free"] is None
 
 
 # ---- stable storage

@@ -327,8 +327,7 @@ class Prefetch:
                 continue
             most = self._lane(want.file).request_size(self.policy.largest, self.policy.quick)
             size = min(most, max(FIRST, whole(want.stop - start)))
-            more = min(most, self._run_on(want.file, start, now))
-            stop = want.file.gap_end(start, max(size, more))
+            stop = want.file.gap_end(start, max(size, self._run_on(want.file, start, now)))
             return Request(want.file, start, stop, Kind.DEMAND, now, urgent=min(start + size, stop))
         return None
 
@@ -338,12 +337,12 @@ class Prefetch:
         While many wait, nothing is read ahead of anybody: all would go on in steps of what each waits for.
         """
         windows = self._windows(now)
-        ends = [
-            min(cursor.position + window, start + self._part(file, window, len(windows)))
+        sizes = [
+            min(cursor.position + window - start, self._part(file, window, len(windows)))
             for window, cursor, other in windows
             if other is file and start <= cursor.position <= start + JUMP
         ]
-        return max(ends, default=start) - start
+        return max(sizes, default=0)
 
     def _ahead(self, now: float, windows: list[_Window]) -> Request | None:
         best: tuple[int, Request] | None = None

@@ -50,11 +50,13 @@ class Cursor:
         position: behind the last byte that was read.
         run: bytes read in order so far.
         used: when that was.
+        read: whether that was ever; else somebody is only expected there, and the window does not move.
     """
 
     position: int
     run: int
     used: float
+    read: bool = True
 
     @property
     def window(self) -> int:
@@ -68,7 +70,7 @@ class Cursor:
             self.run = max(0, self.run - jump)
         self.run += max(0, stop - max(start, self.position))
         self.position = max(self.position, stop)
-        self.used = now
+        self.used, self.read = now, True
 
 
 class File(Chunks):
@@ -172,7 +174,7 @@ class Prefetch:
     def expect(self, file: File, start: int, size: int, now: float) -> None:
         """Somebody is going to read a file from `start` on: so many bytes are read ahead."""
         if not any(cursor.position == start for cursor in file.cursors):
-            file.cursors = [Cursor(start, size // 4, now), *file.cursors[-CURSORS + 1 :]]
+            file.cursors = [Cursor(start, size // 4, now, read=False), *file.cursors[-CURSORS + 1 :]]
             self._follow(file)
 
     def want(self, want: Want) -> None:
@@ -358,9 +360,11 @@ class Prefetch:
                 continue
             size = self._part(file, window, len(windows))
             stop = file.gap_end(start, size)
-            # A window that moves by a few bytes is no reason for a request of a few bytes.
             if stop > end and stop - start == size:
-                continue
+                # A window that moves by a few bytes is no reason for a request of a few bytes.
+                if cursor.read:
+                    continue
+                stop = min(stop, start + whole(end - start))
             best = start - cursor.position, Request(file, start, stop, Kind.AHEAD, now)
         return best[1] if best else None
 

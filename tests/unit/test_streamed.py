@@ -138,8 +138,7 @@ class TestIndex:
         hub.publish("google/large/1", large)
         entry = world.entry("google/large/1", load_format="uncompressed")
         file = entry.open(INDEX, soon())
-        # All but less than a request of a sixth of it: with the end of the data that is a second reader's.
-        hub.wait_for(lambda hub: hub.sent("google/large/1").get(DATA, 0) >= 26 * MiB, what="26 MiB")
+        hub.wait_for(lambda hub: hub.sent("google/large/1").get(DATA, 0) >= 32 * MiB, what="32 MiB")
         hub.wait_for(lambda hub: not hub.answering(), what="the end of all requests")
         assert hub.sent("google/large/1")[DATA] <= 33 * MiB
         file.close()
